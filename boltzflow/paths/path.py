@@ -1,0 +1,92 @@
+"""Annealing paths between a base and a Target, each giving the energy at a level λ in [0, 1]."""
+
+import abc
+from dataclasses import dataclass
+
+import torch
+
+from boltzflow._typing import Float64, Tensor
+from boltzflow.run import Run
+from boltzflow.state import State
+from boltzflow.targets.target import Target
+
+__all__ = ["GeometricPath", "MixtureLevel", "Path", "TemperedPath"]
+
+
+@dataclass(frozen=True)
+class MixtureLevel:
+    """Energy Σ c_k u_k over leaf Targets; those with c_k = 0 are never evaluated (0·inf)."""
+
+    terms: tuple[tuple[float, Target], ...]
+
+    def energy(self, state: State, run: Run) -> tuple[Float64[Tensor, " batch"], State]:
+        """Energy of shape (batch,), float64, and the State that carries the leaf evaluations."""
+        total = torch.zeros(len(state), dtype=torch.float64, device=state.device)
+        for weight, target in self.terms:
+            u, state = run.evaluate(target, state)
+            total = total + weight * u
+        return total, state
+
+    def energy_and_force(self, state: State, run: Run) -> tuple[Float64[Tensor, " batch"], dict[str, Tensor], State]:
+        """Energy, force by field, and the State that carries the leaf evaluations."""
+        total = torch.zeros(len(state), dtype=torch.float64, device=state.device)
+        force: dict[str, Tensor] = {}
+        for weight, target in self.terms:
+            u, leaf, state = run.evaluate_with_force(target, state)
+            total = total + weight * u
+            for name, value in leaf.items():
+                force[name] = force[name] + weight * value if name in force else weight * value
+        return total, force, state
+
+
+class Path(abc.ABC):
+    """A family of energies u_λ with u_0 the base and u_1 the target."""
+
+    @abc.abstractmethod
+    def at(self, level: float) -> MixtureLevel:
+        """The energy at λ in [0, 1].
+
+        Raises:
+            ValueError: If λ is outside [0, 1].
+        """
+
+
+def _check(level: float) -> float:
+    if not 0.0 <= level <= 1.0:
+        raise ValueError(f"Annealing level: expected λ in [0, 1], got {level}.")
+    return float(level)
+
+
+class GeometricPath(Path):
+    """u_λ = (1−λ) u_base + λ u_target; the ends never evaluate the other end.
+
+    Args:
+        base: Target at λ = 0.
+        target: Target at λ = 1.
+    """
+
+    def __init__(self, base: Target, target: Target) -> None:
+        self.base, self.target = base, target
+
+    def at(self, level: float) -> MixtureLevel:
+        """The energy at λ in [0, 1]."""
+        level = _check(level)
+        return MixtureLevel(tuple((c, t) for c, t in ((1.0 - level, self.base), (level, self.target)) if c != 0.0))
+
+
+class TemperedPath(Path):
+    """u_λ = β_λ u_target with β_λ geometric between β_0 and 1.
+
+    Args:
+        target: Target at λ = 1.
+        beta_0: Inverse temperature at λ = 0 relative to the target's, in (0, 1].
+    """
+
+    def __init__(self, target: Target, *, beta_0: float) -> None:
+        if not 0.0 < beta_0 <= 1.0:
+            raise ValueError(f"TemperedPath beta_0: expected a value in (0, 1], got {beta_0}.")
+        self.target, self.beta_0 = target, beta_0
+
+    def at(self, level: float) -> MixtureLevel:
+        """The energy at λ in [0, 1]."""
+        return MixtureLevel(((self.beta_0 ** (1.0 - _check(level)), self.target),))

@@ -1,0 +1,170 @@
+"""Run: what a Transition is handed at call time, i.e. random stream, context, energy of its level, and the evaluation ledger."""
+
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from boltzflow._typing import Tensor
+from boltzflow.state import Evaluation, State
+
+__all__ = ["Context", "Ledger", "Run", "make_rng", "new_seed"]
+
+Context = Mapping[str, Any]
+
+
+class EnergyModel(Protocol):
+    """What `Run` needs of a Target: names, energies, forces."""
+
+    name: str
+
+    def reduced_energy(self, state: State, context: Context | None = None) -> Tensor: ...  # noqa: D102
+
+    def energy_and_force(self, state: State, context: Context | None = None) -> tuple[Tensor, dict[str, Tensor]]: ...  # noqa: D102
+
+
+class Level(Protocol):
+    """Energy at one level of an annealing path."""
+
+    def energy(self, state: State, run: "Run") -> tuple[Tensor, State]: ...  # noqa: D102
+
+    def energy_and_force(self, state: State, run: "Run") -> tuple[Tensor, dict[str, Tensor], State]: ...  # noqa: D102
+
+
+@dataclass
+class Ledger:
+    """Counts of energy and force evaluations by leaf Target, and of rows with non-finite energies.
+
+    One evaluation of energy and force together counts one of each.
+    """
+
+    energies: Counter = field(default_factory=Counter)
+    forces: Counter = field(default_factory=Counter)
+    nonfinite: Counter = field(default_factory=Counter)
+
+    def count(self, name: str, *, energy: int = 0, force: int = 0, nonfinite: int | Tensor = 0) -> None:
+        """Add evaluations of a Target; a non-finite count may stay a tensor on the device until it is read."""
+        self.energies[name] += energy
+        self.forces[name] += force
+        self.nonfinite[name] = self.nonfinite[name] + nonfinite
+
+    def n_energy(self, name: str | None = None) -> int:
+        """Energy evaluations of one Target, or of all."""
+        return int(self.energies[name] if name is not None else sum(self.energies.values()))
+
+    def n_force(self, name: str | None = None) -> int:
+        """Force evaluations of one Target, or of all."""
+        return int(self.forces[name] if name is not None else sum(self.forces.values()))
+
+    def merge(self, other: "Ledger") -> None:
+        """Add the counts of another ledger."""
+        for mine, theirs in ((self.energies, other.energies), (self.forces, other.forces), (self.nonfinite, other.nonfinite)):
+            for name, value in theirs.items():
+                mine[name] = mine[name] + value
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        """Plain integers, for provenance."""
+        return {
+            "energy": {k: int(v) for k, v in self.energies.items()},
+            "force": {k: int(v) for k, v in self.forces.items()},
+            "nonfinite": {k: int(v) for k, v in self.nonfinite.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """Handed to every Transition call.
+
+    Args:
+        rng: Random stream; its device is where noise is drawn.
+        context: Temperature, λ, composition, ...; passed on to every Target.
+        ledger: Where evaluations are counted.
+        level: Energy of the level at which the Transition stands; None for Transitions that use no energy.
+    """
+
+    rng: torch.Generator
+    context: Context | None = None
+    ledger: Ledger = field(default_factory=Ledger)
+    level: Level | None = None
+
+    def at(self, level: Level | None) -> "Run":
+        """The same run at another level."""
+        return replace(self, level=level)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal noise of the shape, dtype and device of `like`."""
+        return torch.randn(like.shape, dtype=like.dtype, device=self.rng.device, generator=self.rng).to(like.device)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform noise in [0, 1) of the shape, dtype and device of `like`."""
+        return torch.rand(like.shape, dtype=like.dtype, device=self.rng.device, generator=self.rng).to(like.device)
+
+    def evaluate(self, target: EnergyModel, state: State) -> tuple[Tensor, State]:
+        """Reduced energy of a leaf Target, detached and cached on the returned State.
+
+        Returns:
+            u of shape (batch,), float64, with NaN mapped to +inf (counted), and the State that carries it.
+        """
+        cached = state.evaluations.get(target)
+        if cached is not None and cached.context is self.context:
+            return cached.energy, state
+        with torch.no_grad():
+            u = self._clean(target, target.reduced_energy(state, self.context))
+        self.ledger.count(target.name, energy=len(state))
+        return u, state.with_evaluation(target, Evaluation(u, None, self.context))
+
+    def evaluate_with_force(self, target: EnergyModel, state: State) -> tuple[Tensor, dict[str, Tensor], State]:
+        """Reduced energy and force (−grad u, by field) of a leaf Target, detached and cached on the returned State."""
+        cached = state.evaluations.get(target)
+        if cached is not None and cached.force is not None and cached.context is self.context:
+            return cached.energy, dict(cached.force), state
+        u, force = target.energy_and_force(state, self.context)
+        u = self._clean(target, u)
+        self.ledger.count(target.name, energy=len(state), force=len(state))
+        return u, force, state.with_evaluation(target, Evaluation(u, force, self.context))
+
+    def differentiable_energy(self, target: EnergyModel, state: State) -> Tensor:
+        """Reduced energy with autograd history, counted as energy and force (its backward needs the force)."""
+        u = target.reduced_energy(state, self.context).double()
+        self.ledger.count(target.name, energy=len(state), force=len(state), nonfinite=(~torch.isfinite(u.detach())).sum())
+        return u
+
+    def energy(self, state: State) -> tuple[Tensor, State]:
+        """Energy at the current level, and the State that carries the leaf evaluations."""
+        return self._require_level().energy(state, self)
+
+    def energy_and_force(self, state: State) -> tuple[Tensor, dict[str, Tensor], State]:
+        """Energy and force at the current level, and the State that carries the leaf evaluations."""
+        return self._require_level().energy_and_force(state, self)
+
+    def _require_level(self) -> Level:
+        if self.level is None:
+            raise ValueError("This Transition needs the energy of a level; run it in a Generator or with run.at(path.at(level)).")
+        return self.level
+
+    def _clean(self, target: EnergyModel, u: Tensor) -> Tensor:
+        u = u.detach().double()
+        self.ledger.count(target.name, nonfinite=(~torch.isfinite(u)).sum())
+        # -inf would be an infinite weight: it stays and is raised on by the Generator
+        return torch.where(torch.isnan(u), torch.inf, u)
+
+
+def new_seed() -> int:
+    """A random 63-bit seed from the operating system, to be recorded with the results."""
+    return secrets.randbits(63)
+
+
+def make_rng(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random stream keyed by (seed, *stream), e.g. (seed, shard index): independent of rank and number of devices.
+
+    Args:
+        seed: Non-negative integer.
+        *stream: Further non-negative integers that name the stream.
+        device: Where the noise is drawn.
+    """
+    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device=device).manual_seed(int(state >> np.uint64(1)))
