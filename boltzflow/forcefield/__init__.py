@@ -1,0 +1,25 @@
+"""An openmm.System as a batched, differentiable torch potential, and OpenMM itself behind the same face."""
+
+from boltzflow.forcefield import custom_gb as custom_gb
+from boltzflow.forcefield.generalized_born import GeneralizedBorn
+from boltzflow.forcefield.harmonic_angle import HarmonicAngles
+from boltzflow.forcefield.harmonic_bond import HarmonicBonds
+from boltzflow.forcefield.nonbonded import Nonbonded
+from boltzflow.forcefield.periodic_torsion import PeriodicTorsions
+from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField
+from boltzflow.forcefield.registry import from_openmm, register_force
+from boltzflow.forcefield.term import Term
+
+__all__ = [
+    "AngleParameters",
+    "BondParameters",
+    "ForceField",
+    "GeneralizedBorn",
+    "HarmonicAngles",
+    "HarmonicBonds",
+    "Nonbonded",
+    "PeriodicTorsions",
+    "Term",
+    "from_openmm",
+    "register_force",
+]

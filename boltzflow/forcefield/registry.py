@@ -1,0 +1,111 @@
+"""Turns an openmm.System into a `ForceField`: one registered converter per class of openmm.Force."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from boltzflow._typing import Tensor
+from boltzflow.errors import UnsupportedForceError
+from boltzflow.forcefield.potential import ForceField
+from boltzflow.forcefield.term import Term
+
+__all__ = ["CONVERTERS", "IGNORED", "from_openmm", "nonperiodic", "register_force", "tensor"]
+
+_log = logging.getLogger(__name__)
+
+Converter = Callable[[Any, Any, torch.dtype], Term]
+
+CONVERTERS: dict[str, Converter] = {}
+
+IGNORED = frozenset(
+    {
+        "AndersenThermostat",
+        "CMMotionRemover",
+        "MonteCarloAnisotropicBarostat",
+        "MonteCarloBarostat",
+        "MonteCarloFlexibleBarostat",
+        "MonteCarloMembraneBarostat",
+    }
+)
+"""Classes that act on the dynamics and have no energy."""
+
+
+def register_force(name: str) -> Callable[[Converter], Converter]:
+    """Register a converter for a class of openmm.Force.
+
+    Args:
+        name: the class name, such as ``"CustomBondForce"``.
+
+    Returns:
+        A decorator for ``convert(force, system, dtype) -> Term``, which raises UnsupportedForceError for whatever it
+        does not know.
+
+    Example:
+        >>> @register_force("CustomExternalForce")
+        ... def convert(force, system, dtype):
+        ...     return MyTerm(k=tensor([1.0], dtype))
+    """
+
+    def decorate(converter: Converter) -> Converter:
+        CONVERTERS[name] = converter
+        return converter
+
+    return decorate
+
+
+def tensor(values: Sequence, dtype: torch.dtype | None, columns: tuple[int, ...] = ()) -> Tensor:
+    """Return a (n, *columns) tensor of numbers or openmm quantities in OpenMM's units; ``dtype=None`` gives int64."""
+    plain = [
+        [getattr(v, "_value", v) for v in value] if columns else getattr(value, "_value", value) for value in values
+    ]
+    return torch.tensor(plain, dtype=dtype or torch.int64).reshape(len(plain), *columns)
+
+
+def nonperiodic(force: Any) -> None:
+    """Raise UnsupportedForceError when a force applies periodic boundary conditions."""
+    if force.usesPeriodicBoundaryConditions():
+        raise UnsupportedForceError("periodic boundary conditions are not known; use the openmm back-end")
+
+
+def from_openmm(system: Any, *, dtype: torch.dtype = torch.float64) -> ForceField:
+    """Convert an openmm.System into a batched, differentiable torch potential.
+
+    Constraints do not change the energy; their number is reported as ``n_constraints``.
+
+    Args:
+        system: an ``openmm.System`` without periodic boundary and cutoff.
+        dtype: of the parameters and of the arithmetic; energies are summed and returned in float64.
+
+    Returns:
+        A `ForceField`: positions (batch, n_atoms, 3) in nm -> energies (batch,) in kJ/mol.
+
+    Raises:
+        raise UnsupportedForceError(f"particles {virtual[:5]} are virtual sites; use the openmm back-end")
+
+    Example:
+        >>> system = XmlSerializer.deserialize(open("systems/alanine_dipeptide/system.xml").read())
+        >>> energy = from_openmm(system)(positions)
+    """
+    n_atoms = system.getNumParticles()
+    virtual = [k for k in range(n_atoms) if system.isVirtualSite(k)]
+    if virtual:
+        raise UnsupportedForceError(f"particles {virtual[:5]} are virtual sites; use the openmm back-end")
+    terms = []
+    for index, force in enumerate(system.getForces()):
+        name = type(force).__name__
+        where = f"{name} (force {index}, group {force.getForceGroup()})"
+        if name in IGNORED:
+            _log.info("%s has no energy and is ignored", where)
+            continue
+        if name not in CONVERTERS:
+            raise UnsupportedForceError(
+                f"{where} has no torch converter (known: {', '.join(sorted(CONVERTERS))}); register one with "
+                "boltzflow.forcefield.register_force, or use the openmm back-end"
+            )
+        try:
+            terms.append(CONVERTERS[name](force, system, dtype))
+        except UnsupportedForceError as error:
+            raise UnsupportedForceError(f"{where}: {error}") from None
+    return ForceField(terms, n_atoms=n_atoms, n_constraints=system.getNumConstraints(), dtype=dtype)

@@ -1,0 +1,82 @@
+"""The base class of every term of a force field: one kind of force, batched over conformations."""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from boltzflow._typing import Float, Float64, Tensor
+
+__all__ = ["TERMS", "Term", "all_pairs", "pair_distances"]
+
+TERMS: dict[str, type["Term"]] = {}
+
+# Added to squared lengths under a square root: far below any physical length (1e-12 nm), it makes the gradient at
+# exactly zero distance zero instead of NaN.
+TINY_SQUARED = 1e-24
+
+
+def all_pairs(n_atoms: int) -> Tensor:
+    """Return the (2, n_pairs) indices i < j of all pairs of atoms: the order of the rows of ``r`` in `Term.energy`."""
+    return torch.triu_indices(n_atoms, n_atoms, 1)
+
+
+def pair_distances(x: Float[Tensor, "3 n_atoms batch"], i: Tensor, j: Tensor) -> Float[Tensor, "n_pairs batch"]:
+    """Return the distances (nm) between the atoms ``i`` and ``j``, both (n_pairs,)."""
+    d = x.index_select(1, i) - x.index_select(1, j)
+    return (d.square().sum(0) + TINY_SQUARED).sqrt()
+
+
+class Term(nn.Module):
+    """One kind of force, as an energy in kJ/mol.
+
+    A subclass takes its parameters as keyword arguments, keeps the tensors as buffers and the rest in ``options``, and
+    implements `energy`. It is then saved and loaded with the force field under its class name.
+
+    The layout inside is batch-innermost, (3, n_atoms, batch): every operation vectorises over the conformations.
+    """
+
+    uses_pairs: ClassVar[bool] = False
+    """Whether `energy` reads the distances between all pairs, which the force field computes once for all terms."""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Register the class under its name, for `ForceField.load`."""
+        super().__init_subclass__(**kwargs)
+        TERMS[cls.__name__] = cls
+
+    def __init__(self, tensors: dict[str, Tensor], **options: float | bool) -> None:
+        """Keep the parameters.
+
+        Args:
+            tensors: name -> tensor, registered as buffers; the names are those of the subclass's constructor.
+            **options: plain numbers and flags that the constructor takes besides the tensors.
+        """
+        super().__init__()
+        self.options = options
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor.detach().clone())
+
+    def energy(
+        self, x: Float[Tensor, "3 n_atoms batch"], r: Float[Tensor, "n_pairs batch"] | None
+    ) -> Float64[Tensor, "batch"]:
+        """Return the energy of each conformation.
+
+        Args:
+            x: positions in nm.
+            r: distances in nm of all pairs in the order of `all_pairs`, given when ``uses_pairs``.
+
+        Returns:
+            Energies in kJ/mol, summed in float64.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement energy(x, r)")
+
+    def forward(self, positions: Float[Tensor, "batch n_atoms 3"]) -> Float64[Tensor, "batch"]:
+        """Return the energy (kJ/mol) of this term alone at positions in nm."""
+        x = positions.permute(2, 1, 0).contiguous()
+        r = pair_distances(x, *all_pairs(x.shape[1]).to(x.device)) if self.uses_pairs else None
+        return self.energy(x, r)
+
+    def extra_repr(self) -> str:
+        """Name the options and the sizes of the parameters."""
+        sizes = [f"{name}={tuple(tensor.shape)}" for name, tensor in self.named_buffers()]
+        return ", ".join(sizes + [f"{name}={value}" for name, value in self.options.items()])
