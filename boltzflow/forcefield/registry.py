@@ -82,7 +82,7 @@ def from_openmm(system: Any, *, dtype: torch.dtype = torch.float64) -> ForceFiel
         A `ForceField`: positions (batch, n_atoms, 3) in nm -> energies (batch,) in kJ/mol.
 
     Raises:
-        raise UnsupportedForceError(f"particles {virtual[:5]} are virtual sites; use the openmm back-end")
+        UnsupportedForceError: a force, or a part of it, without a converter; the message names class, index and group.
 
     Example:
         >>> system = XmlSerializer.deserialize(open("systems/alanine_dipeptide/system.xml").read())
