@@ -1,0 +1,342 @@
+"""Generator: a base and a sequence of Transitions, whose samples carry the exact weight of the path that was really made."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from boltzflow._typing import Float64, Int, Tensor
+from boltzflow.ensemble import Ensemble
+from boltzflow.errors import NonFiniteEnergyError
+from boltzflow.generators.shards import shard_ensemble
+from boltzflow.paths import GeometricPath, Path
+from boltzflow.run import Context, Ledger, Run, make_rng, new_seed
+from boltzflow.state import State
+from boltzflow.targets.target import Base, Target
+from boltzflow.transitions.transition import BatchStep, Bijection, Transition
+
+__all__ = ["Generator", "Trajectory"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Trajectory:
+    """One batch of paths from the base to the target, or traced back from it.
+
+    Attributes:
+        start: State x_0 under the base.
+        end: State x_T under the target.
+        log_ratios: r of every Transition in forward order, each (batch,) float64; BatchSteps have none.
+        base_energy: u_base(x_0), (batch,) float64.
+        target_energy: u(x_T), (batch,) float64, +inf outside the support.
+        log_weights: u_base(x_0) − u(x_T) + Σ r, (batch,) float64; −inf where the energy is not finite or the model failed.
+            After resampling it holds the population's A − u(x_T) of the Generator page.
+        lineage: Row of x_0 from which each row descends; None without BatchSteps.
+        failed: Rows where the model (not the energy) gave NaN or inf.
+        ledger: Evaluations of this batch.
+    """
+
+    start: State
+    end: State
+    log_ratios: list[Tensor]
+    base_energy: Tensor
+    target_energy: Tensor
+    log_weights: Float64[Tensor, " batch"]
+    lineage: Int[Tensor, " batch"] | None
+    failed: Tensor
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @property
+    def finite(self) -> Tensor:
+        """Rows of finite weight, as a mask: what objectives may differentiate."""
+        return torch.isfinite(self.log_weights.detach())
+
+
+class Generator(torch.nn.Module):
+    """A base and a sequence of Transitions (and BatchSteps).
+
+    log w = u_base(x_0) − u(x_T) + Σ r, so that E[w] = Z_target / Z_base (Wu, Köhler, Noé 2020, eq. 8).
+
+    Args:
+        base: Where paths start. It is not a submodule: checkpoints hold Transitions only.
+        transitions: In generative order (base → target).
+        path: Makes the annealing path between base and target for Transitions that stand at a level.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        transitions: Sequence[Transition | BatchStep],
+        *,
+        path: Callable[[Target, Target], Path] = GeometricPath,
+    ) -> None:
+        super().__init__()
+        self.transitions = torch.nn.ModuleList(transitions)
+        self.path = path
+        # A plain tuple hides the base from nn.Module registration.
+        self._base = (base,)
+
+    @property
+    def base(self) -> Base:
+        """The base."""
+        return self._base[0]
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "Generator":  # noqa: FBT001, FBT002  (nn.Module's signature)
+        """Move the base together with the parameters."""
+        self.base._apply(fn)
+        return super()._apply(fn, recurse)
+
+    @property
+    def is_bijective(self) -> bool:
+        """Whether every step is a Bijection, so that `log_prob` exists."""
+        return all(isinstance(t, Bijection) for t in self.transitions)
+
+    def rollout(self, n: int, target: Target, rng: torch.Generator, *, context: Context | None = None) -> Trajectory:
+        """Run n paths from the base to the target; differentiable where autograd is on.
+
+        Args:
+            n: Number of paths.
+            target: What the weights are for.
+            rng: Random stream.
+            context: Passed on to every Target and Transition.
+
+        Raises:
+            ValueError: If n is not positive.
+        """
+        if n < 1:
+            raise ValueError(f"rollout: expected n >= 1, got {n}.")
+        run = Run(rng, context)
+        start = self.base.sample(n, rng, context)
+        return self._forward(start, target, run)
+
+    def _forward(self, start: State, target: Target, run: Run) -> Trajectory:
+        path = self.path(self.base, target)
+        base_energy = self.base.reduced_energy(start, run.context).double()
+        total = base_energy
+        failed = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        ratios: list[Tensor] = []
+        lineage = None
+        state = start
+        for transition in self.transitions:
+            level = run.at(None if transition.level is None else path.at(transition.level))
+            if isinstance(transition, BatchStep):
+                u, state = level.energy(state)
+                log_w = _masked(total - u, failed)
+                ancestors = transition.choose(log_w, run.rng)
+                if ancestors is not None:
+                    mean = torch.logsumexp(log_w, 0) - torch.log(torch.tensor(float(len(state)), dtype=torch.float64))
+                    state, u, failed = state.index(ancestors), u[ancestors], failed[ancestors]
+                    total = u + mean
+                    roots = torch.arange(len(start), device=state.device) if lineage is None else lineage
+                    lineage = roots[ancestors]
+                elif lineage is None:
+                    lineage = torch.arange(len(start), device=state.device)
+                continue
+            state, ratio = transition(state, level)
+            ratios.append(ratio)
+            total = total + ratio
+            failed = failed | torch.isnan(ratio.detach()) | (ratio.detach() == torch.inf)
+        failed = failed | _nonfinite_rows(state)
+        target_energy, state = self._target_energy(target, state, run)
+        log_weights = _masked(total - target_energy, failed)
+        return Trajectory(start, state, ratios, base_energy, target_energy, log_weights, lineage, failed, run.ledger)
+
+    @staticmethod
+    def _target_energy(target: Target, state: State, run: Run) -> tuple[Tensor, State]:
+        if torch.is_grad_enabled() and any(v.requires_grad for v in state.fields.values()):
+            return run.differentiable_energy(target, state), state
+        return run.evaluate(target, state)
+
+    def trace_back(
+        self,
+        samples: Ensemble | State,
+        target: Target,
+        rng: torch.Generator | None = None,
+        *,
+        context: Context | None = None,
+        resampling: str = "raise",
+    ) -> Trajectory:
+        """Run the reverse path from given samples; log w = u_base(x_0) − u(x_T) − Σ(reverse ratios).
+
+        With samples of the target, mean log w is the EUBO and 1/E[1/w] estimates Z; differentiable where autograd is on.
+
+        Args:
+            samples: An Ensemble or a State with the target's fields.
+            target: Whose energies enter the weight.
+            rng: Random stream; needed by stochastic Transitions.
+            context: Passed on to every Target and Transition.
+            resampling: "raise", or "ignore" to bound the path without its BatchSteps.
+
+        Raises:
+            ValueError: If a BatchStep is met and `resampling` is "raise".
+        """
+        state = samples.to_state(device=self._device, dtype=self._dtype) if isinstance(samples, Ensemble) else samples
+        run = Run(rng if rng is not None else make_rng(new_seed(), device=state.device), context)
+        path = self.path(self.base, target)
+        end = state
+        target_energy, state = run.evaluate(target, state)
+        total = torch.zeros(len(state), dtype=torch.float64, device=state.device)
+        ratios: list[Tensor] = []
+        for transition in reversed(self.transitions):
+            if isinstance(transition, BatchStep):
+                if resampling != "ignore":
+                    raise ValueError(
+                        f"trace_back: {type(transition).__name__} has no reverse; pass resampling='ignore' to bound the path without it."
+                    )
+                continue
+            level = run.at(None if transition.level is None else path.at(transition.level))
+            state, minus_ratio = transition.reverse(state, level)
+            ratios.insert(0, -minus_ratio)
+            total = total - minus_ratio
+        base_energy = self.base.reduced_energy(state, context).double()
+        failed = torch.isnan(total.detach()) | _nonfinite_rows(state)
+        log_weights = _masked(base_energy - target_energy + total, failed)
+        return Trajectory(state, end, ratios, base_energy, target_energy, log_weights, None, failed, run.ledger)
+
+    def log_prob(self, state: State, *, context: Context | None = None) -> Float64[Tensor, " batch"]:
+        """Log-density of the generated samples in the measure of the fields of `state`; needs a bijective Generator.
+
+        Raises:
+            TypeError: If a step is not a Bijection: use `trace_back`.
+        """
+        if not self.is_bijective:
+            stochastic = [type(t).__name__ for t in self.transitions if not isinstance(t, Bijection)]
+            raise TypeError(f"log_prob: {', '.join(stochastic)} is not a Bijection, so only path weights exist; use trace_back.")
+        run = Run(make_rng(0, device=state.device), context)
+        total = torch.zeros(len(state), dtype=torch.float64, device=state.device)
+        for transition in reversed(self.transitions):
+            state, ladj = transition.reverse(state, run)
+            total = total + ladj
+        return self.base.log_prob(state, context) + total
+
+    def as_target(self) -> "GeneratorTarget":
+        """The density of a bijective Generator as a Target: u = −log q, log Z = 0."""
+        return GeneratorTarget(self)
+
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.parameters()), next((b.device for b in self.base.buffers()), torch.device("cpu")))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.parameters()), next((b.dtype for b in self.base.buffers()), torch.get_default_dtype()))
+
+    def sample(
+        self,
+        n: int,
+        target: Target,
+        seed: int | None = None,
+        *,
+        context: Context | None = None,
+        batch_size: int = 1000,
+        max_failed_fraction: float = 0.01,
+    ) -> Ensemble:
+        """Draw n weighted samples.
+
+        Args:
+            n: Number of samples.
+            target: What the weights are for.
+            seed: Random by default; recorded.
+            context: Passed on to every Target and Transition.
+            batch_size: Rows per shard; with BatchSteps this is the population size.
+            max_failed_fraction: More model failures than this raise, since they bias.
+
+        Returns:
+            An Ensemble of n rows; shards are keyed by (seed, shard index).
+
+        Raises:
+            ValueError: If n is not positive.
+            NonFiniteEnergyError: If a log-weight is +inf, or too many rows failed.
+        """
+        seed = new_seed() if seed is None else seed
+        shards = list(self.sample_shards(n, target, seed, context=context, batch_size=batch_size))
+        ensemble = Ensemble.merge(shards)
+        failed = ensemble.provenance.n_failed / n
+        if failed > max_failed_fraction:
+            raise NonFiniteEnergyError(
+                f"sample: the model gave NaN or inf for {failed:.2%} of {n} rows, more than max_failed_fraction={max_failed_fraction:.2%}; "
+                "dropping them would bias every estimate. Train further, or in float64."
+            )
+        return ensemble
+
+    @torch.no_grad()
+    def sample_shards(
+        self, n: int, target: Target, seed: int, *, context: Context | None = None, batch_size: int = 1000, first: int = 0
+    ) -> Iterator[Ensemble]:
+        """Yield the shards that `sample` merges, one Ensemble of at most `batch_size` rows at a time.
+
+        Args:
+            n: Number of samples over all shards.
+            target: What the weights are for.
+            seed: Keys the streams, as (seed, shard index).
+            context: Passed on to every Target and Transition.
+            batch_size: Rows per shard.
+            first: Index of the first shard, to continue an interrupted run.
+        """
+        if n < 1:
+            raise ValueError(f"sample: expected n >= 1, got {n}.")
+        if batch_size < 1:
+            raise ValueError(f"sample: expected batch_size >= 1, got {batch_size}.")
+        n_shards = -(-n // batch_size)
+        populations = n_shards >= 20
+        for shard in range(first, n_shards):
+            rows = min(batch_size, n - shard * batch_size)
+            started = time.perf_counter()
+            trajectory = self.rollout(rows, target, make_rng(seed, shard, device=self._device), context=context)
+            yield shard_ensemble(
+                trajectory,
+                self.base,
+                target,
+                seed=seed,
+                offset=shard * batch_size,
+                shard=shard,
+                group_by_population=populations,
+                context=context,
+                seconds=time.perf_counter() - started,
+            )
+
+
+class GeneratorTarget(Target):
+    """Density of a bijective Generator as a Target (u = −log q, log Z = 0).
+
+    Args:
+        generator: The Generator; kept out of the module tree.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        if not generator.is_bijective:
+            raise TypeError("as_target: the Generator has a step that is not a Bijection, so its density is unknown.")
+        device = generator._device
+        with torch.no_grad():
+            state = generator.base.sample(1, make_rng(0, device=device))
+            run = Run(make_rng(0, device=device))
+            for transition in generator.transitions:
+                state, _ = transition(state, run)
+        super().__init__(state.spaces, name="generator", log_z=0.0)
+        self._generator = (generator,)
+
+    def reduced_energy(self, state: State, context: Context | None = None) -> Float64[Tensor, " batch"]:
+        """u = −log q(x), float64."""
+        return -self._generator[0].log_prob(State({k: state[k] for k in self.fields}, self.fields), context=context)
+
+    def sample(self, n: int, rng: torch.Generator, context: Context | None = None) -> State:
+        """Exact samples of the Generator's own density."""
+        generator = self._generator[0]
+        with torch.no_grad():
+            state, run = generator.base.sample(n, rng, context), Run(rng, context)
+            for transition in generator.transitions:
+                state, _ = transition(state, run)
+        return state
+
+
+def _nonfinite_rows(state: State) -> Tensor:
+    bad = [~torch.isfinite(v.detach()).reshape(len(state), -1).all(1) for v in state.fields.values() if v.is_floating_point()]
+    return torch.stack(bad).any(0)
+
+
+def _masked(log_weights: Tensor, failed: Tensor) -> Tensor:
+    # NaN energies were mapped to +inf before; what is still NaN comes from the model or from inf − inf: weight zero.
+    return torch.where(failed | torch.isnan(log_weights), -torch.inf, log_weights)

@@ -1,0 +1,84 @@
+"""Turn one batch of paths into an Ensemble shard: what failed is counted, what must not pass is raised."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from boltzflow.ensemble import Ensemble, Provenance
+from boltzflow.errors import NonFiniteEnergyError
+from boltzflow.run import Context
+from boltzflow.targets.target import Base, Target
+
+if TYPE_CHECKING:
+    from boltzflow.generators.generator import Trajectory
+
+__all__ = ["shard_ensemble"]
+
+
+def shard_ensemble(
+    trajectory: "Trajectory",
+    base: Base,
+    target: Target,
+    *,
+    seed: int,
+    offset: int,
+    shard: int,
+    group_by_population: bool,
+    context: Context | None,
+    seconds: float,
+) -> Ensemble:
+    """Make the Ensemble of one shard.
+
+    Args:
+        trajectory: Paths without gradients.
+        base: Where they started.
+        target: What the weights are for.
+        seed: Seed of the whole run.
+        offset: Global index of the first row.
+        shard: Index of the shard, which names its population.
+        group_by_population: Whether resampled rows are grouped by population (many of them) or by lineage (few).
+        context: Context of the run.
+        seconds: Time that the shard took.
+
+    Raises:
+        NonFiniteEnergyError: If a log-weight is +inf.
+    """
+    log_weights = trajectory.log_weights
+    infinite = int((log_weights == torch.inf).sum())
+    if infinite:
+        raise NonFiniteEnergyError(
+            f"sample: {infinite} of {len(log_weights)} log-weights are +inf, i.e. an energy of {target.name} or a log-density of the model "
+            "is −inf. No estimate can bear that; check the energy at these rows."
+        )
+    end = trajectory.end
+    if trajectory.lineage is not None:
+        groups = torch.full_like(trajectory.lineage, shard) if group_by_population else trajectory.lineage + offset
+    elif "frame" in trajectory.start:
+        groups = trajectory.start["frame"].long()
+    else:
+        groups = torch.arange(len(end)) + offset
+    n_failed = int(trajectory.failed.sum())
+    n_nonfinite = int((~torch.isfinite(log_weights)).sum()) - n_failed
+    relative = base.log_z is None
+    return Ensemble(
+        samples={name: end[name].cpu().numpy() for name in target.fields},
+        spaces=target.fields,
+        log_weights=log_weights.cpu().numpy(),
+        reduced_energies=trajectory.target_energy.cpu().numpy(),
+        target=target.name,
+        base=base.name,
+        context=context,
+        normalisation=f"relative to {base.name}" if relative else "absolute",
+        log_z_base=None if relative else float(base.log_z),
+        groups=groups.cpu().numpy(),
+        topology=getattr(target, "topology", None),
+        provenance=Provenance(
+            seed=seed,
+            device=str(end.device),
+            dtype=str(end.dtype).removeprefix("torch."),
+            ledger=trajectory.ledger.as_dict(),
+            seconds=seconds,
+            n_nonfinite=n_nonfinite,
+            n_failed=n_failed,
+        ),
+    )

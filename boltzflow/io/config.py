@@ -1,0 +1,156 @@
+"""Run configuration: one YAML is one run, parsed into frozen pydantic models; unknown keys and wrong types are named."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from boltzflow.errors import FormatError, UnknownNameError, nearest
+
+__all__ = [
+    "AnalysisConfig",
+    "GeneratorConfig",
+    "ObjectiveConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "TrainingConfig",
+    "load_config",
+    "parse_config",
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GeneratorConfig(_Section):
+    """Architecture of a Generator."""
+
+    family: Literal["internal_spline_flow"] = Field("internal_spline_flow", description="Assembled family, see boltzflow.generators.")
+    n_couplings: int = Field(8, ge=1, description="Spline couplings.")
+    hidden: tuple[int, ...] = Field((128, 128), description="Widths of the conditioners' hidden layers.")
+    n_bins: int = Field(8, ge=2, description="Spline bins of a coupling.")
+    n_marginal_bins: int = Field(32, ge=2, description="Spline bins of the unconditional marginal of each coordinate.")
+    bound: float = Field(6.0, gt=0, description="Splines on the line act on [−bound, bound], in standard deviations.")
+    full_affine: bool = Field(True, description="A learned triangular affine map of the stiff coordinates after the couplings.")
+    mask_seed: int = Field(0, ge=0, description="Seed of the coupling masks.")
+
+
+class ObjectiveConfig(_Section):
+    """What is minimised: a weighted sum of the terms whose weight is not 0."""
+
+    likelihood: float = Field(1.0, ge=0, description="Weight of the negative log-likelihood of the data.")
+    reverse_kl: float = Field(0.0, ge=0, description="Weight of the reverse KL divergence (energy training).")
+    path_gradient: bool = Field(False, description="Drop the zero-mean score term from the reverse-KL gradient.")
+    energy_cut: float = Field(1e3, gt=0, description="Reverse KL: energies more than this (kT) above the base level grow logarithmically.")
+    energy_base: float = Field(0.0, description="Reverse KL: base level of energy_cut, in kT.")
+    data: str | None = Field(None, description="Ensemble file with training frames; None = what ships with the system.")
+
+
+class TrainingConfig(_Section):
+    """The optimisation loop."""
+
+    steps: int = Field(10_000, ge=1)
+    batch_size: int = Field(512, ge=1, description="Data rows per step.")
+    reverse_batch_size: int = Field(512, ge=1, description="Model samples per step for reverse KL.")
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(200, ge=0)
+    final_learning_rate_fraction: float = Field(0.01, ge=0, le=1, description="Cosine decay ends here.")
+    weight_decay: float = Field(0.0, ge=0)
+    clip_gradient: float | None = Field(10.0, description="Maximal gradient norm; None = no clipping. Clipped steps are counted.")
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    checkpoint_every: int = Field(500, ge=1)
+    log_every: int = Field(50, ge=1)
+    seed: int | None = Field(None, ge=0, description="Random by default; recorded.")
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "cpu"
+    threads: int | None = Field(None, ge=1, description="torch threads; None = torch's default.")
+
+
+class SamplingConfig(_Section):
+    """How ensembles are drawn."""
+
+    n: int = Field(20_000, ge=1)
+    batch_size: int = Field(1000, ge=1)
+    seed: int | None = Field(None, ge=0)
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+class AnalysisConfig(_Section):
+    """What `analyze` compares with."""
+
+    reference: str | None = Field(None, description="Reference ensemble file; None = what ships with the system.")
+    cv: str | None = Field(None, description="Collective variable of the default profile.")
+
+
+class RunConfig(_Section):
+    """One run."""
+
+    system: str
+    generator: GeneratorConfig = GeneratorConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
+
+
+def load_config(path: str | Path, *, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run from YAML.
+
+    Args:
+        path: YAML file.
+        overrides: "section.key=value" strings, values in YAML syntax.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        FormatError: If it is not YAML of the expected shape.
+        UnknownNameError: If a key does not exist (named, with the nearest valid ones).
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"run configuration {path}: no such file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FormatError(f"run configuration {path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise FormatError(f"run configuration {path}: expected sections (system, generator, ...), got {type(values).__name__}.")
+    for override in overrides or []:
+        _override(values, override)
+    return parse_config(values, origin=str(path))
+
+
+def parse_config(values: dict[str, Any], *, origin: str = "run configuration") -> RunConfig:
+    """Check a nested dictionary and make a RunConfig of it; errors name the key, what was expected and what was found."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        messages = [_explain(item) for item in error.errors()]
+        kind = UnknownNameError if any(i["type"] == "extra_forbidden" for i in error.errors()) else FormatError
+        raise kind(f"{origin}: " + "; ".join(messages)) from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise FormatError(f"--set {override!r}: expected section.key=value, e.g. training.steps=5000.")
+    *sections, last = key.strip().split(".")
+    node = values
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise FormatError(f"--set {override!r}: {section!r} is a value, not a section.")
+    node[last] = yaml.safe_load(text)
+
+
+def _explain(item: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        model: type[BaseModel] = RunConfig
+        for part in item["loc"][:-1]:
+            model = model.model_fields[str(part)].annotation
+        return f"unknown key {key!r}; {nearest(str(item['loc'][-1]), model.model_fields)}"
+    if item["type"] == "missing":
+        return f"key {key!r} is missing"
+    return f"key {key!r}: {item['msg']}, got {item['input']!r}"
