@@ -1,1 +1,9 @@
-""""""
+"""Objectives: loss modules over (generator, target or data). Whatever they got wrong, the weights correct."""
+
+from boltzflow.objectives.build import build_objective
+from boltzflow.objectives.likelihood import MaximumLikelihood
+from boltzflow.objectives.mixture import Mixture
+from boltzflow.objectives.objective import Objective, Step
+from boltzflow.objectives.reverse_kl import ReverseKL, compress_energy
+
+__all__ = ["MaximumLikelihood", "Mixture", "Objective", "ReverseKL", "Step", "build_objective", "compress_energy"]

@@ -1,0 +1,39 @@
+"""An objective from its configuration."""
+
+from boltzflow.generators.generator import Generator
+from boltzflow.io.config import ObjectiveConfig
+from boltzflow.objectives.likelihood import MaximumLikelihood
+from boltzflow.objectives.mixture import Mixture
+from boltzflow.objectives.objective import Objective
+from boltzflow.objectives.reverse_kl import ReverseKL
+from boltzflow.targets.target import Target
+
+__all__ = ["build_objective"]
+
+
+def build_objective(generator: Generator, target: Target, config: ObjectiveConfig) -> Objective:
+    """Make the weighted sum of terms that the configuration asks for.
+
+    Args:
+        generator: What is trained.
+        target: Whose energy enters the reverse KL.
+        config: Weights and settings.
+
+    Raises:
+        ValueError: If no term has a weight above 0.
+    """
+    terms: list[tuple[float, Objective]] = []
+    if config.likelihood > 0:
+        terms.append((config.likelihood, MaximumLikelihood(generator)))
+    if config.reverse_kl > 0:
+        reverse = ReverseKL(
+            generator,
+            target,
+            path_gradient=config.path_gradient,
+            energy_cut=config.energy_cut,
+            energy_base=config.energy_base,
+        )
+        terms.append((config.reverse_kl, reverse))
+    if not terms:
+        raise ValueError("objective: every weight is 0; set objective.likelihood or objective.reverse_kl above 0.")
+    return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Mixture(terms)

@@ -1,0 +1,59 @@
+"""Objective: a loss module over (generator, target or data) that trains and never defines weights."""
+
+import abc
+from dataclasses import dataclass, field
+
+import torch
+
+from boltzflow._typing import Float, Tensor
+from boltzflow.generators.generator import Generator
+from boltzflow.run import Context, Ledger
+from boltzflow.state import State
+
+__all__ = ["Objective", "Step"]
+
+
+@dataclass
+class Step:
+    """What a loss module sees of one optimisation step.
+
+    Attributes:
+        rng: Random stream of the step.
+        data: Rows of the training data, for objectives that read them.
+        data_energies: Reduced energies of those rows, (batch,) float64.
+        n_samples: Model samples to draw, for objectives that sample.
+        context: Passed on to Targets and Transitions.
+        ledger: Where target evaluations are counted.
+    """
+
+    rng: torch.Generator
+    data: State | None = None
+    data_energies: Tensor | None = None
+    n_samples: int = 0
+    context: Context | None = None
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+class Objective(torch.nn.Module, abc.ABC):
+    """A loss module: `forward(step)` returns the loss and numbers to log. Data-parallel wrappers wrap it as it is.
+
+    Args:
+        generator: What is trained.
+    """
+
+    needs_data: bool = False
+    needs_samples: bool = False
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    @abc.abstractmethod
+    def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Loss of one step, a scalar, and detached scalars to log by name."""
+
+
+def masked_mean(values: Tensor, keep: Tensor) -> Tensor:
+    """Mean over the rows kept; the others take no part in the backward pass (0·NaN)."""
+    kept = torch.where(keep, values, torch.zeros_like(values))
+    return kept.sum() / keep.sum().clamp(min=1)
