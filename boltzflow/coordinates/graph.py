@@ -1,0 +1,81 @@
+"""Small tools on a molecule's bond graph: neighbours, components, distances and colour refinement."""
+
+from collections import deque
+from collections.abc import Sequence
+
+__all__ = ["colour_classes", "connected_components", "distances_from", "neighbour_lists"]
+
+
+def neighbour_lists(n_atoms: int, bonds: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return the sorted neighbours of every atom.
+
+    Args:
+        n_atoms: number of atoms.
+        bonds: pairs of atom indices; a pair may be repeated or reversed.
+
+    Returns:
+        One sorted list of neighbours per atom.
+
+    Raises:
+        ValueError: if a bond names an atom that does not exist, or joins an atom to itself.
+    """
+    found: list[set[int]] = [set() for _ in range(n_atoms)]
+    for i, j in bonds:
+        if not (0 <= i < n_atoms and 0 <= j < n_atoms) or i == j:
+            raise ValueError(
+                f"bond ({i}, {j}): expected two different atoms among 0..{n_atoms - 1}; correct the bond list"
+            )
+        found[i].add(j)
+        found[j].add(i)
+    return [sorted(atoms) for atoms in found]
+
+
+def distances_from(start: int, neighbours: Sequence[Sequence[int]]) -> list[int]:
+    """Return the number of bonds from ``start`` to every atom (-1 where there is no path)."""
+    distance = [-1] * len(neighbours)
+    distance[start] = 0
+    queue = deque([start])
+    while queue:
+        atom = queue.popleft()
+        for other in neighbours[atom]:
+            if distance[other] < 0:
+                distance[other] = distance[atom] + 1
+                queue.append(other)
+    return distance
+
+
+def connected_components(neighbours: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the connected components, each a sorted list of atoms, ordered by their first atom."""
+    seen: set[int] = set()
+    components = []
+    for atom in range(len(neighbours)):
+        if atom not in seen:
+            component = [k for k, d in enumerate(distances_from(atom, neighbours)) if d >= 0]
+            seen.update(component)
+            components.append(component)
+    return components
+
+
+def colour_classes(elements: Sequence[int], neighbours: Sequence[Sequence[int]]) -> list[int]:
+    """Return a colour per atom by iterated refinement of (element, colours of the neighbours).
+
+    Atoms that an automorphism of the graph exchanges always share a colour. On trees (branches without rings) the
+    converse holds too, which is the case that the label sectors rely on.
+
+    References:
+        The reduction of a graph to canonical form (Weisfeiler and Leman, 1968): one-dimensional refinement.
+    """
+    colours = _ranked([(z,) for z in elements])
+    while True:
+        refined = _ranked(
+            [(colours[a], *sorted(colours[b] for b in neighbours[a])) for a in range(len(neighbours))]
+        )
+        if max(refined, default=0) == max(colours, default=0):
+            return refined
+        colours = refined
+
+
+def _ranked(keys: list[tuple[int, ...]]) -> list[int]:
+    """Replace each key by its rank among the distinct keys."""
+    rank = {key: k for k, key in enumerate(sorted(set(keys)))}
+    return [rank[key] for key in keys]

@@ -1,0 +1,92 @@
+"""Molecules on which the coordinate maps are tested."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import openmm
+import torch
+from openmm import app
+
+from boltzflow.coordinates import ZMatrix
+
+SYSTEMS = Path(__file__).parents[2] / "systems"
+
+
+@dataclass(frozen=True)
+class Molecule:
+    """A bond graph with reference positions (n_atoms, 3) in nm."""
+
+    elements: list[int]
+    names: list[str]
+    bonds: list[tuple[int, int]]
+    positions: torch.Tensor
+
+    def zmatrix(self) -> ZMatrix:
+        return ZMatrix.from_bonds(len(self.elements), self.bonds, elements=self.elements)
+
+
+def from_topology(topology: app.Topology, positions: list[openmm.Vec3]) -> Molecule:
+    return Molecule(
+        elements=[atom.element.atomic_number for atom in topology.atoms()],
+        names=[atom.name for atom in topology.atoms()],
+        bonds=[(one.index, two.index) for one, two in topology.bonds()],
+        positions=torch.tensor([[r.x, r.y, r.z] for r in positions], dtype=torch.float64),
+    )
+
+
+def alanine_dipeptide() -> Molecule:
+    pdb = app.PDBFile(str(SYSTEMS / "alanine_dipeptide" / "topology.pdb"))
+    return from_topology(pdb.topology, pdb.positions)
+
+
+def five_ring() -> Molecule:
+    """Pyrrolidine-like: a puckered ring N0 C1 C2 C3 C4 with a hydrogen on N, and a methyl C5 and hydrogen on C1."""
+    angle = torch.arange(5) * 2 * torch.pi / 5
+    ring = torch.stack([0.13 * angle.cos(), 0.13 * angle.sin(), 0.02 * (-1.0) ** torch.arange(5)], dim=1)
+    outward = ring / ring.norm(dim=1, keepdim=True)
+    up = torch.tensor([0.0, 0.0, 1.0])
+    hydrogens = [ring[0] + 0.1 * outward[0]]
+    bonds = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 0), (0, 5)]
+    methyl = ring[1] + 0.15 * (0.6 * outward[1] + 0.8 * up)
+    atoms = [*ring, *hydrogens, methyl, ring[1] + 0.11 * (0.6 * outward[1] - 0.8 * up)]
+    bonds += [(1, 6), (1, 7)]
+    elements = [7, 6, 6, 6, 6, 1, 6, 1]
+    for carbon in (2, 3, 4):
+        for side in (1, -1):
+            bonds.append((carbon, len(atoms)))
+            atoms.append(ring[carbon] + 0.11 * (0.6 * outward[carbon] + 0.8 * side * up))
+            elements.append(1)
+    out = (methyl - ring[1]) / (methyl - ring[1]).norm()
+    x = torch.linalg.cross(out, torch.tensor([0.3, -0.9, 0.2]))
+    x = x / x.norm()
+    y = torch.linalg.cross(out, x)
+    for turn in range(3):
+        phase = torch.tensor(turn * 2 * torch.pi / 3 + 0.3)
+        bonds.append((6, len(atoms)))
+        atoms.append(methyl + 0.11 * (0.33 * out + 0.94 * (phase.cos() * x + phase.sin() * y)))
+        elements.append(1)
+    names = [f"{'HC N'[0 if z == 1 else (1 if z == 6 else 3)]}{n}" for n, z in enumerate(elements)]
+    return Molecule(elements, names, bonds, torch.stack(atoms).double())
+
+
+def water() -> Molecule:
+    positions = torch.tensor([[0.0, 0.0, 0.0], [0.096, 0.0, 0.0], [-0.024, 0.093, 0.0]], dtype=torch.float64)
+    return Molecule([8, 1, 1], ["O", "H1", "H2"], [(0, 1), (0, 2)], positions)
+
+
+def protein() -> Molecule:
+    """The first 12 residues of the peptide chain in OpenMM's own example file, prolines and rings included."""
+    pdb = app.PDBFile(str(Path(app.__file__).parent / "data" / "test.pdb"))
+    modeller = app.Modeller(pdb.topology, pdb.positions)
+    keep = set(list(next(iter(pdb.topology.chains())).residues())[:12])
+    modeller.delete([residue for residue in pdb.topology.residues() if residue not in keep])
+    return from_topology(modeller.topology, modeller.positions.value_in_unit(openmm.unit.nanometer))
+
+
+MOLECULES: dict[str, Callable[[], Molecule]] = {
+    "alanine_dipeptide": alanine_dipeptide,
+    "five_ring": five_ring,
+    "water": water,
+    "protein": protein,
+}
