@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 
@@ -27,7 +26,7 @@ class Target(torch.nn.Module, abc.ABC):
     """
 
     name: str = "target"
-    measure: ClassVar[str] | str = "lebesgue"
+    measure: str = "lebesgue"
 
     def __init__(self, fields: Mapping[str, Space], *, name: str | None = None, log_z: float | None = None) -> None:
         super().__init__()
