@@ -1,0 +1,182 @@
+"""Metropolis kernels: the accept-reject step that all of them share, and the Gaussian random walk."""
+
+import abc
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+
+from boltzflow._typing import Float64, Tensor
+from boltzflow.run import Run
+from boltzflow.state import Space, State
+from boltzflow.transitions.transition import DetailedBalance
+
+__all__ = [
+    "MetropolisKernel",
+    "RandomWalkMetropolis",
+    "centred_normal",
+    "moved_fields",
+    "moves_centre",
+    "per_row",
+    "positive",
+    "squared_norm",
+    "wrap",
+]
+
+
+def moved_fields(state: State, run: Run) -> tuple[str, ...]:
+    """Names of the floating-point fields that the Targets of the run's level read.
+
+    Raises:
+        ValueError: If the run has no level, or one of those fields lives on a sphere.
+    """
+    if run.level is None:
+        raise ValueError(
+            "A Metropolis or Langevin step needs the energy of a level; run it with run.at(path.at(level))."
+        )
+    names = dict.fromkeys(name for _, target in run.level.terms for name in target.fields)
+    moved = tuple(n for n in names if state[n].is_floating_point() and state.spaces[n].kind not in ("integer", "mask"))
+    for name in moved:
+        if state.spaces[name].kind == "sphere":
+            raise ValueError(
+                f"Field {name!r} lives on a sphere, where Cartesian steps are not reversible; expected line, interval, circle or box."
+            )
+    return moved
+
+
+def moves_centre(space: Space) -> bool:
+    """Whether steps may move the centre of the particles: not where the space of an (n, D) field excludes translations."""
+    return not (
+        space.kind == "line" and len(space.shape) == 2 and space.dimension <= (space.shape[0] - 1) * space.shape[1]
+    )
+
+
+def wrap(x: Tensor, space: Space) -> Tensor:
+    """Bring angles back to [-pi, pi); other spaces are left as they are."""
+    return torch.remainder(x + math.pi, 2 * math.pi) - math.pi if space.kind == "circle" else x
+
+
+def per_row(value: Tensor, like: Tensor) -> Tensor:
+    """A scalar or (batch,) tensor in the dtype of `like`, shaped to multiply it."""
+    value = value.to(like.dtype)
+    return value.reshape(-1, *[1] * (like.ndim - 1)) if value.ndim else value
+
+
+def positive(name: str, value: float | Tensor) -> Tensor:
+    """A positive scalar or (batch,) tensor, float64.
+
+    Raises:
+        ValueError: If it is not positive and finite.
+    """
+    tensor = torch.as_tensor(value, dtype=torch.float64).clone()
+    if tensor.ndim > 1 or not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
+        raise ValueError(f"{name}: expected a positive number, or one per row, got {value}.")
+    return tensor
+
+
+class MetropolisKernel(DetailedBalance):
+    """A kernel that proposes and accepts with the Metropolis-Hastings rule; rows of non-finite energy are rejected.
+
+    Steps act on a frozen State: energies, forces and moves are constants to autograd. Counts stay on the device and are
+    not part of a checkpoint.
+
+    Args:
+        n_steps: Trials per call.
+        level: λ on the annealing path.
+
+    Attributes:
+        last_acceptance: Mean acceptance probability of every row in the latest call, shape (batch,), float64.
+        target_acceptance: Acceptance that step-size adaptation aims at.
+    """
+
+    target_acceptance: ClassVar[float] = 0.3
+    needs_force: ClassVar[bool] = False
+
+    def __init__(self, *, n_steps: int = 1, level: float = 1.0) -> None:
+        super().__init__(level=level)
+        if n_steps < 1:
+            raise ValueError(f"{type(self).__name__} n_steps: expected at least 1, got {n_steps}.")
+        self.n_steps = n_steps
+        self.last_acceptance: Tensor | None = None
+        self.register_buffer("_accepted", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._trials = 0
+
+    @abc.abstractmethod
+    def propose(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
+        """Propose y for every row.
+
+        Returns:
+            The proposal with its energy evaluated, and log [p(y) q(y→x)] − log [p(x) q(x→y)], shape (batch,); NaN rejects.
+        """
+
+    def step(self, state: State, run: Run) -> State:
+        """Make `n_steps` trials."""
+        state = state.detach()
+        total = torch.zeros(len(state), dtype=torch.float64, device=state.device)
+        with torch.no_grad():
+            for _ in range(self.n_steps):
+                state = self._evaluated(state, run)
+                proposal, log_odds = self.propose(state, run)
+                accept = torch.log(run.uniform(log_odds)) < log_odds
+                state = proposal.where(accept, state)
+                self._accepted = self._accepted + accept.sum()
+                self._trials += len(state)
+                total += torch.nan_to_num(log_odds, nan=-torch.inf).clamp(max=0.0).exp()
+        self.last_acceptance = total / self.n_steps
+        return state
+
+    def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
+        """Move; r = u_λ(y) − u_λ(x), 0 where nothing moved, −inf when leaving an infinite energy."""
+        return super().forward(self._evaluated(state, run), run)
+
+    def acceptance_rate(self) -> float:
+        """Fraction of accepted trials since construction or the last `reset_acceptance`; NaN before the first trial."""
+        return int(self._accepted) / self._trials if self._trials else math.nan
+
+    def reset_acceptance(self) -> None:
+        """Forget the trials counted so far."""
+        self._accepted = torch.zeros_like(self._accepted)
+        self._trials = 0
+
+    def _evaluated(self, state: State, run: Run) -> State:
+        # where the kernel needs forces, energy and force come from one evaluation
+        return run.energy_and_force(state)[-1] if self.needs_force else run.energy(state)[-1]
+
+
+class RandomWalkMetropolis(MetropolisKernel):
+    """Metropolis with a Gaussian random walk in every moved field.
+
+    Args:
+        step_size: Standard deviation of the proposal, a number or one per row.
+        n_steps: Trials per call.
+        level: λ on the annealing path.
+
+    References:
+        Metropolis et al., J. Chem. Phys. 21, 1087 (1953).
+    """
+
+    def __init__(self, step_size: float | Tensor, *, n_steps: int = 1, level: float = 1.0) -> None:
+        super().__init__(n_steps=n_steps, level=level)
+        self.register_buffer("step_size", positive("step_size", step_size))
+
+    def propose(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
+        """Gaussian displacement; symmetric, so the odds are those of the energies."""
+        before, _ = run.energy(state)
+        moved = {}
+        for name in moved_fields(state, run):
+            x, space = state[name], state.spaces[name]
+            moved[name] = wrap(x + per_row(self.step_size, x) * centred_normal(x, space, run), space)
+        after, proposal = run.energy(state.replace(**moved))
+        return proposal, before - after
+
+
+def centred_normal(like: Tensor, space: Space, run: Run) -> Tensor:
+    """Standard normal noise on the space of a field: without its mean where the space excludes translations."""
+    noise = run.normal(like)
+    return noise if moves_centre(space) else noise - noise.mean(dim=-2, keepdim=True)
+
+
+def squared_norm(values: Sequence[Tensor]) -> Float64[Tensor, " batch"]:
+    """Sum of squares over all fields, shape (batch,), accumulated in float64."""
+    return torch.stack([v.double().flatten(1).square().sum(1) for v in values]).sum(0)

@@ -1,0 +1,183 @@
+"""Torsion moves: rotate one side of a molecule about a rotatable bond, Metropolis-tested."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from boltzflow._typing import Bool, Float, Float64, Int, Tensor
+from boltzflow.run import Run
+from boltzflow.state import State
+from boltzflow.transitions.metropolis import MetropolisKernel, moves_centre
+
+__all__ = ["TorsionAxes", "TorsionMove", "rotatable_axes", "rotate_about_bond"]
+
+
+@dataclass(frozen=True, eq=False)
+class TorsionAxes:
+    """Bonds to rotate about.
+
+    Args:
+        pairs: Atoms (i, j) of every axis, shape (n_axes, 2), int64.
+        moving: Atoms that turn about each axis, shape (n_axes, n_atoms), bool; i and j are not among them.
+    """
+
+    pairs: Int[Tensor, "n_axes 2"]
+    moving: Bool[Tensor, "n_axes n_atoms"]
+
+    def __len__(self) -> int:
+        """Number of axes."""
+        return self.pairs.shape[0]
+
+    def select(self, pairs: Iterable[tuple[int, int]]) -> "TorsionAxes":
+        """Only the named bonds, in either direction.
+
+        Raises:
+            ValueError: If a bond is not among the axes.
+        """
+        known = {frozenset(p): k for k, p in enumerate(self.pairs.tolist())}
+        wanted = [frozenset(p) for p in pairs]
+        missing = [tuple(sorted(p)) for p in wanted if p not in known]
+        if missing:
+            raise ValueError(f"TorsionAxes.select: no rotatable bonds {missing}; there are {self.pairs.tolist()}.")
+        rows = torch.tensor([known[p] for p in wanted])
+        return TorsionAxes(self.pairs[rows], self.moving[rows])
+
+
+def rotatable_axes(bonds: Iterable[tuple[int, int]], *, n_atoms: int) -> TorsionAxes:
+    """Rotatable bonds of a molecular graph: in no ring, and with further atoms bonded at both ends.
+
+    Args:
+        bonds: Pairs of atom indices.
+        n_atoms: Number of atoms.
+
+    Returns:
+        The axes, each with the smaller side of the molecule as the part that moves.
+
+    Raises:
+        ValueError: If a bond names an atom outside 0..n_atoms−1, or there is no rotatable bond.
+    """
+    bonds = sorted({(min(i, j), max(i, j)) for i, j in bonds})
+    neighbours: list[set[int]] = [set() for _ in range(n_atoms)]
+    for i, j in bonds:
+        if not (0 <= i < j < n_atoms):
+            raise ValueError(f"rotatable_axes: bond ({i}, {j}) must join two of the {n_atoms} atoms.")
+        neighbours[i].add(j)
+        neighbours[j].add(i)
+
+    def side(start: int, other: int) -> set[int]:
+        seen, stack = {start}, [start]
+        while stack:
+            atom = stack.pop()
+            for k in neighbours[atom]:
+                if k not in seen and (atom, k) != (start, other):
+                    seen.add(k)
+                    stack.append(k)
+        return seen
+
+    pairs, moving = [], []
+    for i, j in bonds:
+        if len(neighbours[i]) < 2 or len(neighbours[j]) < 2:
+            continue
+        left, right = side(i, j), side(j, i)
+        if j in left:  # a ring holds the bond
+            continue
+        smaller = min(left, right, key=len)
+        pairs.append((i, j))
+        moving.append([k in smaller and k not in (i, j) for k in range(n_atoms)])
+    if not pairs:
+        raise ValueError(
+            f"rotatable_axes: none of the {len(bonds)} bonds of {n_atoms} atoms is rotatable; leave torsion moves out."
+        )
+    return TorsionAxes(torch.tensor(pairs), torch.tensor(moving))
+
+
+def rotate_about_bond(
+    positions: Float[Tensor, "batch n_atoms 3"],
+    pairs: Int[Tensor, "batch 2"],
+    moving: Bool[Tensor, "batch n_atoms"],
+    angle: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch n_atoms 3"]:
+    """Turn the moving atoms of every row about its bond i→j by an angle (Rodrigues' formula).
+
+    Given the atoms that stay, this is an isometry of those that move: volume preserving, with the inverse −angle.
+
+    Args:
+        positions: Any length unit.
+        pairs: Atoms (i, j) of the axis of each row.
+        moving: Atoms that turn.
+        angle: Right-handed about i→j, rad.
+    """
+    ends = positions.gather(1, pairs[:, :, None].expand(-1, -1, 3))
+    origin = ends[:, :1]
+    axis = torch.nn.functional.normalize(ends[:, 1:] - origin, dim=-1)
+    arm = positions - origin
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    along = (arm * axis).sum(-1, keepdim=True) * axis
+    turned = along + (arm - along) * cos + torch.linalg.cross(axis.expand_as(arm), arm) * sin
+    return torch.where(moving[:, :, None], origin + turned, positions)
+
+
+class TorsionMove(MetropolisKernel):
+    """Rotate the smaller side of a molecule about a randomly chosen bond of each row; acts on the field "positions".
+
+    The angle comes from a symmetric mixture: uniform over the circle, Gaussian, or ±2π/3 (which permutes a methyl group).
+    Bond lengths and angles stay, so basins that only high barriers separate are joined by one move. The proposal is
+    symmetric and volume preserving. Where the State carries a force, the proposal's force is evaluated with its energy,
+    so that a following gradient step needs no evaluation of its own.
+
+    Args:
+        axes: Bonds to choose from, each with equal probability.
+        weights: Of the uniform, Gaussian and threefold proposals; need not be normalised.
+        width: Standard deviation of the Gaussian angle, rad.
+        n_steps: Trials per call.
+        level: λ on the annealing path.
+    """
+
+    def __init__(
+        self,
+        axes: TorsionAxes,
+        *,
+        weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        width: float = 0.3,
+        n_steps: int = 1,
+        level: float = 1.0,
+    ) -> None:
+        super().__init__(n_steps=n_steps, level=level)
+        if len(weights) != 3 or min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(
+                f"TorsionMove weights: expected three non-negative numbers (uniform, Gaussian, threefold), got {weights}."
+            )
+        if not width > 0:
+            raise ValueError(f"TorsionMove width: expected a positive angle in rad, got {width}.")
+        self.width = width
+        self._thresholds = (weights[0] / sum(weights), (weights[0] + weights[1]) / sum(weights))
+        self.register_buffer("_pairs", axes.pairs.clone())
+        self.register_buffer("_moving", axes.moving.clone())
+
+    def propose(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
+        """Rotate every row about a bond of its own."""
+        before, _ = run.energy(state)
+        x = state["positions"]
+        if x.shape[1:] != (self._moving.shape[1], 3):
+            raise ValueError(
+                f"TorsionMove: expected positions (batch, {self._moving.shape[1]}, 3), got {tuple(x.shape)}."
+            )
+        axis, kind, turn = (run.uniform(before) for _ in range(3))
+        row = (axis * len(self._pairs)).long().clamp_(max=len(self._pairs) - 1)
+        local = self.width * run.normal(before)
+        hop = torch.where(turn < 0.5, -2 * math.pi / 3, 2 * math.pi / 3)
+        angle = torch.where(
+            kind < self._thresholds[0], (2 * turn - 1) * math.pi, torch.where(kind < self._thresholds[1], local, hop)
+        )
+        pairs, moving = self._pairs.to(x.device)[row], self._moving.to(x.device)[row]
+        moved = rotate_about_bond(x, pairs, moving, angle.to(x.dtype))
+        if not moves_centre(state.spaces["positions"]):
+            moved = moved + (x - moved).mean(1, keepdim=True)
+        trial = state.replace(positions=moved)
+        if any(e.force is not None for e in state.evaluations.values()):
+            after, _, trial = run.energy_and_force(trial)
+        else:
+            after, trial = run.energy(trial)
+        return trial, before - after
