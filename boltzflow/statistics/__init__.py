@@ -1,1 +1,1 @@
-""""""
+"""Estimators: log-weights and energies in, Estimates with errors between independent groups out."""
