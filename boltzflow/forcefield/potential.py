@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,6 +11,9 @@ from torch import nn
 from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.errors import FormatError
 from boltzflow.forcefield.term import TERMS, Term, all_pairs, pair_distances
+
+if TYPE_CHECKING:
+    from boltzflow.forcefield.compiled import CompiledForceField
 
 __all__ = ["AngleParameters", "BondParameters", "ForceField"]
 
@@ -64,6 +67,11 @@ class ForceField(nn.Module):
         return self._dtype.dtype
 
     @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self._dtype.device
+
+    @property
     def bonds(self) -> BondParameters:
         """Equilibrium lengths and force constants of all harmonic bonds."""
         return BondParameters(*self._gather("HarmonicBonds", ("atoms", "r0", "k"), 2))
@@ -86,10 +94,14 @@ class ForceField(nn.Module):
             total = total + term.energy(x, r)
         return total
 
-    def _columns(self, positions: Tensor) -> Tensor:
-        """Return positions as (3, n_atoms, batch) in the dtype of the parameters."""
+    def check(self, positions: Tensor) -> None:
+        """Raise ValueError unless positions are (batch, n_atoms, 3)."""
         if positions.ndim != 3 or positions.shape[1:] != (self.n_atoms, 3):
             raise ValueError(f"positions must be (batch, {self.n_atoms}, 3) in nm; found {tuple(positions.shape)}")
+
+    def _columns(self, positions: Tensor) -> Tensor:
+        """Return positions as (3, n_atoms, batch) in the dtype of the parameters."""
+        self.check(positions)
         return positions.permute(2, 1, 0).to(self.dtype).contiguous()
 
     def forward(self, positions: Float[Tensor, "batch n_atoms 3"]) -> Float64[Tensor, "batch"]:
@@ -112,6 +124,12 @@ class ForceField(nn.Module):
             energy = self._energy(x)
             (gradient,) = torch.autograd.grad(energy.sum(), x)
         return energy.detach(), gradient.neg_().permute(2, 1, 0).to(positions.dtype).contiguous()
+
+    def compiled(self) -> "CompiledForceField":
+        """Return the fast twin with the same face: energy and force in one compiled pass."""
+        from boltzflow.forcefield.compiled import CompiledForceField  # which imports this module
+
+        return CompiledForceField(self)
 
     def to_state(self) -> dict[str, Any]:
         """Return the parameters as plain tensors and numbers; `from_state` needs no OpenMM."""

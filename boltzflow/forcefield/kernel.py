@@ -1,0 +1,209 @@
+"""Compiles kernel.cpp on the user's machine, once per machine and version, and packs force fields for it."""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from boltzflow._typing import Float, Float64, Tensor
+from boltzflow.forcefield.generalized_born import GeneralizedBorn
+from boltzflow.forcefield.harmonic_angle import HarmonicAngles
+from boltzflow.forcefield.harmonic_bond import HarmonicBonds
+from boltzflow.forcefield.nonbonded import Nonbonded
+from boltzflow.forcefield.periodic_torsion import PeriodicTorsions
+from boltzflow.forcefield.potential import ForceField
+from boltzflow.forcefield.term import Term
+
+__all__ = ["DTYPES", "Kernel", "library"]
+
+_log = logging.getLogger(__name__)
+
+_SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", "kernel_math.h")]
+# Neither -ffast-math nor -ffinite-math-only: NaN positions must give NaN energies.
+_FLAGS = (
+    *("-std=c++20", "-O3", "-march=native", "-fopenmp-simd", "-fPIC", "-shared"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
+)
+DTYPES = {torch.float32: "boltzflow_float", torch.float64: "boltzflow_double"}
+
+
+class _Model(ctypes.Structure):
+    """Mirrors Model in kernel.cpp, field by field."""
+
+    _SIZES = ("n_atoms", "n_bonds", "n_angles", "n_torsions", "n_harmonics", "has_pairs", "has_born", "engulfed")
+    _TENSORS = ("bond_atoms", "bond", "angle_atoms", "angle", "torsion_atoms", "torsion", "pair", "born")
+    _NUMBERS = ("alpha", "beta", "gamma", "prefactor", "surface")
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _SIZES),
+        *((name, ctypes.c_void_p) for name in _TENSORS),
+        *((name, ctypes.c_double) for name in _NUMBERS),
+    )
+
+
+def _cache_directory() -> Path:
+    return Path(os.environ.get("BOLTZFLOW_CACHE_DIR", "~/.cache/boltzflow")).expanduser() / "kernels"
+
+
+@functools.lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """Return the compiled kernel, compiling it if this machine has not done so yet; None without a C++ compiler.
+
+    The compiler is ``$CXX``, or the first of g++, clang++ and c++ on the path. The result is kept in
+    ``$BOLTZFLOW_CACHE_DIR`` (default ``~/.cache/boltzflow``) under a key of the source, the compiler and the processor's instruction set.
+    """
+    compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++") or shutil.which("c++")
+    if compiler is None:
+        _log.warning("no C++ compiler found (CXX, g++, clang++, c++): force fields run eagerly, several times slower")
+        return None
+    try:
+        # The predefined macros name the compiler's version and every instruction set that -march=native switches on.
+        macros = subprocess.run(
+            [compiler, *_FLAGS[:3], "-dM", "-E", "-x", "c++", os.devnull], check=True, capture_output=True
+        ).stdout
+        key = hashlib.sha256(b"".join([macros, *(source.read_bytes() for source in _SOURCES), repr(_FLAGS).encode()]))
+        path = _cache_directory() / f"{key.hexdigest()[:24]}.so"
+        if not path.exists():
+            path = _compile(compiler, path)
+        loaded = ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", None)
+        reason = detail.decode(errors="replace").strip().splitlines()[:1] if detail else error
+        _log.warning("%s could not compile the force-field kernel (%s): force fields run eagerly", compiler, reason)
+        return None
+    for name in DTYPES.values():
+        getattr(loaded, name).argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64]
+        getattr(loaded, name).restype = None
+    return loaded
+
+
+def _compile(compiler: str, path: Path) -> Path:
+    """Compile into ``path``, or into a temporary folder where the cache cannot be written; complete or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
+    except OSError:
+        path = Path(tempfile.mkdtemp(prefix="boltzflow-")) / path.name
+        handle, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
+    os.close(handle)
+    try:
+        subprocess.run([compiler, *_FLAGS, str(_SOURCES[0]), "-o", temporary], check=True, capture_output=True)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    _log.info("compiled the force-field kernel with %s into %s", compiler, path)
+    return path
+
+
+@functools.lru_cache(maxsize=1)
+def _threads(process: int) -> ThreadPoolExecutor:  # a forked child needs threads of its own
+    return ThreadPoolExecutor(thread_name_prefix="boltzflow-forcefield")
+
+
+def _series(term: PeriodicTorsions) -> tuple[Tensor, Tensor]:
+    """Return each quadruple of atoms once, with its Fourier series (constant, cos, sin, cos 2, sin 2, ...)."""
+    order = int(term.periodicity.abs().max()) if len(term.periodicity) else 0
+    atoms, row = term.atoms.unique(dim=0, return_inverse=True)
+    series = term.k.new_zeros((len(atoms), 1 + 2 * order), dtype=torch.float64)
+    n, k, phase = term.periodicity, term.k.double(), term.phase.double()
+    series.index_put_((row, torch.zeros_like(row)), k, accumulate=True)
+    cosine = torch.where(n == 0, 0, 2 * n.abs() - 1)
+    series.index_put_((row, cosine), k * phase.cos(), accumulate=True)
+    sine = (n != 0).nonzero()[:, 0]
+    series.index_put_((row[sine], 2 * n.abs()[sine]), (k * phase.sin() * n.sign())[sine], accumulate=True)
+    return atoms, series
+
+
+class Kernel:
+    """The terms of a force field that the compiled kernel evaluates, packed for it.
+
+    Holds plain tensors only and pickles; the library is looked up in each process.
+    """
+
+    def __init__(self, forcefield: ForceField) -> None:
+        """Pack the terms.
+
+        Args:
+            forcefield: in float32 or float64 on the CPU. Terms of other kinds, and second Nonbonded or GeneralizedBorn
+                terms, are left in ``rest``, a force field of their own (None without such terms).
+        """
+        self.dtype = forcefield.dtype
+        self.n_atoms = forcefield.n_atoms
+        rest: list[Term] = []
+        taken: dict[type, list[Term]] = {}
+        for term in forcefield.terms:
+            kind = type(term)
+            single = kind in (Nonbonded, GeneralizedBorn)
+            if kind in (HarmonicBonds, HarmonicAngles, PeriodicTorsions) or (single and kind not in taken):
+                taken.setdefault(kind, []).append(term)
+            else:
+                rest.append(term)
+        self.rest = ForceField(rest, n_atoms=self.n_atoms, dtype=self.dtype) if rest else None
+
+        def joined(kind: type, names: tuple[str, ...]) -> list[Tensor]:
+            return [torch.cat([getattr(term, name) for term in taken[kind]]) for name in names]
+
+        numbers: dict[str, float] = {}
+        tensors = dict.fromkeys(_Model._TENSORS, torch.zeros(0))
+        if HarmonicBonds in taken:
+            tensors["bond_atoms"], r0, k = joined(HarmonicBonds, ("atoms", "r0", "k"))
+            tensors["bond"] = torch.stack([r0, k], 1)
+        if HarmonicAngles in taken:
+            tensors["angle_atoms"], theta0, k = joined(HarmonicAngles, ("atoms", "theta0", "k"))
+            tensors["angle"] = torch.stack([theta0, k], 1)
+        if PeriodicTorsions in taken:
+            names = ("atoms", "periodicity", "phase", "k")
+            merged = PeriodicTorsions(**dict(zip(names, joined(PeriodicTorsions, names), strict=True)))
+            tensors["torsion_atoms"], tensors["torsion"] = _series(merged)
+        if Nonbonded in taken:
+            (term,) = taken[Nonbonded]
+            pair = term.qq.new_zeros((self.n_atoms * (self.n_atoms - 1) // 2, 3))
+            pair[term.pairs] = torch.stack([term.qq, term.sigma, 4 * term.epsilon], 1)
+            tensors["pair"] = pair
+        if GeneralizedBorn in taken:
+            (term,) = taken[GeneralizedBorn]
+            tensors["born"] = torch.stack([term.charge, term.offset_radius, term.radius, term.scaled_radius], 1)
+            numbers = dict(term.options)
+        self._tensors = {
+            name: value.to(torch.int32 if name.endswith("atoms") else self.dtype).contiguous()
+            for name, value in tensors.items()
+        }
+        self._scalars = {
+            "n_atoms": self.n_atoms,
+            "n_bonds": len(tensors["bond"]),
+            "n_angles": len(tensors["angle"]),
+            "n_torsions": len(tensors["torsion"]),
+            "n_harmonics": (tensors["torsion"].shape[1] - 1) // 2 if len(tensors["torsion"]) else 0,
+            "has_pairs": Nonbonded in taken,
+            "has_born": GeneralizedBorn in taken,
+            **numbers,
+        }
+
+    def __call__(
+        self, positions: Float[Tensor, "batch n_atoms 3"]
+    ) -> tuple[Float64[Tensor, "batch"], Float[Tensor, "batch n_atoms 3"]]:
+        """Return energies (kJ/mol, float64) and forces (kJ/mol/nm); runs on `torch.get_num_threads` threads."""
+        run = getattr(library(), DTYPES[self.dtype])
+        pointers = {name: tensor.data_ptr() for name, tensor in self._tensors.items()}
+        model = ctypes.byref(_Model(**self._scalars, **pointers))
+        x = positions.detach().to(self.dtype).contiguous()
+        energy, force = torch.empty(len(x), dtype=torch.float64), torch.empty_like(x)
+
+        def part(start: int, end: int) -> None:
+            run(model, x[start:].data_ptr(), energy[start:].data_ptr(), force[start:].data_ptr(), end - start)
+
+        n = min(torch.get_num_threads(), len(x) // 64)
+        if n <= 1:
+            part(0, len(x))
+        else:
+            cuts = [k * len(x) // n for k in range(n + 1)]
+            # ctypes releases the interpreter's lock during the call.
+            list(_threads(os.getpid()).map(part, cuts[:-1], cuts[1:]))
+        return energy, force
