@@ -1,6 +1,6 @@
 """A differentiable energy whose backward pass uses the force that was computed together with it."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -9,6 +9,7 @@ from boltzflow._typing import Float, Float64, Tensor
 __all__ = ["PotentialWithForce", "energy_with_force"]
 
 
+@runtime_checkable
 class PotentialWithForce(Protocol):
     """What `energy_with_force` needs of a potential."""
 

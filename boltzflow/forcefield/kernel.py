@@ -57,7 +57,8 @@ def library() -> ctypes.CDLL | None:
     """Return the compiled kernel, compiling it if this machine has not done so yet; None without a C++ compiler.
 
     The compiler is ``$CXX``, or the first of g++, clang++ and c++ on the path. The result is kept in
-    ``$BOLTZFLOW_CACHE_DIR`` (default ``~/.cache/boltzflow``) under a key of the source, the compiler and the processor's instruction set.
+    ``$BOLTZFLOW_CACHE_DIR`` (default ``~/.cache/boltzflow``) under a key of the source, the compiler and the
+    processor's instruction set.
     """
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++") or shutil.which("c++")
     if compiler is None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,9 +11,6 @@ from torch import nn
 from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.errors import FormatError
 from boltzflow.forcefield.term import TERMS, Term, all_pairs, pair_distances
-
-if TYPE_CHECKING:
-    from boltzflow.forcefield.compiled import CompiledForceField
 
 __all__ = ["AngleParameters", "BondParameters", "ForceField"]
 
@@ -125,8 +122,8 @@ class ForceField(nn.Module):
             (gradient,) = torch.autograd.grad(energy.sum(), x)
         return energy.detach(), gradient.neg_().permute(2, 1, 0).to(positions.dtype).contiguous()
 
-    def compiled(self) -> "CompiledForceField":
-        """Return the fast twin with the same face: energy and force in one compiled pass."""
+    def compiled(self) -> nn.Module:
+        """Return the `CompiledForceField`, the fast twin with the same face: energy and force in one compiled pass."""
         from boltzflow.forcefield.compiled import CompiledForceField  # which imports this module
 
         return CompiledForceField(self)

@@ -1,0 +1,127 @@
+"""What the converters know, what they refuse, and how a user adds a force."""
+
+import logging
+
+import openmm
+import pytest
+import torch
+from openmm import app, unit
+
+from boltzflow.errors import UnsupportedForceError
+from boltzflow.forcefield import ForceField, Term, from_openmm, register_force, registry
+
+
+def _with(system: openmm.System, force: openmm.Force) -> openmm.System:
+    clone = openmm.XmlSerializer.clone(system)
+    clone.addForce(force)
+    return clone
+
+
+def test_unknown_force_is_named(shipped):
+    force = openmm.CustomExternalForce("x^2")
+    force.setForceGroup(7)
+    with pytest.raises(UnsupportedForceError, match=r"CustomExternalForce \(force 6, group 7\)"):
+        from_openmm(_with(shipped, force))
+
+
+def test_forces_without_energy_are_ignored_aloud(shipped, caplog):
+    with caplog.at_level(logging.INFO, logger="boltzflow"):
+        forcefield = from_openmm(_with(shipped, openmm.MonteCarloBarostat(1.0, 300.0)))
+    assert len(forcefield.terms) == 5
+    messages = [record.message for record in caplog.records]
+    assert any("CMMotionRemover (force 5" in message for message in messages)
+    assert any("MonteCarloBarostat (force 6" in message for message in messages)
+
+
+@pytest.mark.parametrize("name", ["implicit/hct.xml", "implicit/gbn.xml", "implicit/gbn2.xml"])
+def test_other_implicit_solvents_are_refused(topology, name):
+    system = app.ForceField("amber96.xml", name).createSystem(topology)
+    with pytest.raises(UnsupportedForceError, match="CustomGBForce"):
+        from_openmm(system)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        ("obc1", {"implicitSolventKappa": 1.0 / unit.nanometer}, r"CustomGBForce .* energy term"),
+        ("obc1", {"nonbondedMethod": app.CutoffNonPeriodic}, r"NonbondedForce .* CutoffNonPeriodic"),
+        ("gbsaobc", {"nonbondedMethod": app.CutoffNonPeriodic}, "CutoffNonPeriodic"),
+        ("vacuum", {"nonbondedMethod": app.CutoffNonPeriodic}, "only NoCutoff"),
+    ],
+)
+def test_cutoffs_and_salt_are_refused(make_system, name, options, match):
+    with pytest.raises(UnsupportedForceError, match=match):
+        from_openmm(make_system(name, **options))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("2.909125*psi^3", "2.9*psi^3"),
+        ("28.3919551*(radius+0.14)^2", "28.3919551*(radius+0.15)^2"),
+        ("0.5*log(L/U)/r", "0.4*log(L/U)/r"),
+        ("B1*B2*exp(-r^2/(4*B1*B2))", "B1*B2*exp(-r^2/(5*B1*B2))"),
+        ("kappa=0;", "kappa=0.1;"),
+    ],
+)
+def test_an_altered_expression_is_refused(make_system, old, new):
+    text = openmm.XmlSerializer.serialize(make_system("shipped"))
+    assert old in text
+    with pytest.raises(UnsupportedForceError, match="CustomGBForce"):
+        from_openmm(openmm.XmlSerializer.deserialize(text.replace(old, new)))
+
+
+def test_periodic_bonds_virtual_sites_and_offsets_are_refused(shipped):
+    periodic = openmm.HarmonicBondForce()
+    periodic.setUsesPeriodicBoundaryConditions(True)
+    with pytest.raises(UnsupportedForceError, match=r"HarmonicBondForce .* periodic"):
+        from_openmm(_with(shipped, periodic))
+    offset = openmm.NonbondedForce()
+    for _ in range(22):
+        offset.addParticle(0.0, 1.0, 0.0)
+    offset.addGlobalParameter("scale", 1.0)
+    offset.addParticleParameterOffset("scale", 0, 1.0, 0.0, 0.0)
+    with pytest.raises(UnsupportedForceError, match="offsets"):
+        from_openmm(_with(shipped, offset))
+    site = openmm.XmlSerializer.clone(shipped)
+    site.setParticleMass(3, 0.0)
+    site.setVirtualSite(3, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
+    with pytest.raises(UnsupportedForceError, match=r"\[3\] are virtual sites"):
+        from_openmm(site)
+
+
+def test_constraints_are_reported_and_do_not_change_the_energy(make_system, geometries, reference, errors):
+    system = make_system("obc1", constraints=app.HBonds)
+    forcefield = from_openmm(system)
+    assert forcefield.n_constraints == 12
+    du, df = errors(forcefield.energy_and_force(geometries), reference(system, geometries))
+    assert du < 1e-6
+    assert df < 1e-5
+
+
+class Tether(Term):
+    def __init__(self, *, k: torch.Tensor) -> None:
+        super().__init__({"k": k})
+
+    def energy(self, x, r):
+        return (self.k * x.square().sum((0, 1))).double()
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_a_user_adds_a_force(shipped, geometries, reference, errors, monkeypatch, backend):
+    monkeypatch.setattr(registry, "CONVERTERS", dict(registry.CONVERTERS))
+
+    @register_force("CustomExternalForce")
+    def convert(force, system, dtype):
+        return Tether(k=torch.tensor(force.getGlobalParameterDefaultValue(0), dtype=dtype))
+
+    force = openmm.CustomExternalForce("k*(x^2+y^2+z^2)")
+    force.addGlobalParameter("k", 12.5)
+    for atom in range(22):
+        force.addParticle(atom)
+    system = _with(shipped, force)
+    forcefield = ForceField.from_state(from_openmm(system).to_state())
+    forcefield = forcefield.compiled() if backend == "compiled" else forcefield
+    du, df = errors(forcefield.energy_and_force(geometries), reference(system, geometries))
+    assert du < 1e-6
+    assert df < 1e-5
