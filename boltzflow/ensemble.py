@@ -21,7 +21,7 @@ from boltzflow.statistics import means, weights
 from boltzflow.statistics.groups import Groups
 from boltzflow.statistics.weights import ArrayLike
 
-__all__ = ["Ensemble"]
+__all__ = ["Ensemble", "Provenance"]
 
 Observable = Callable[[State], ArrayLike] | ArrayLike | str
 
@@ -39,12 +39,15 @@ class Ensemble:
         spaces: Field name to `Space`; None = lines.
         context: Temperature, λ, …, in values that JSON can hold; tensors become numbers or lists.
         base: Name of the base.
-        normalisation: "absolute" (log Z of the base is known), "relative to <base>" or "none" (MD, MCMC: the scale of the
-            weights means nothing). None = whichever follows from `log_z_base` and `base`.
+        normalisation: "absolute" (log Z of the base is known), "relative to <base>" or "none" (MD, MCMC: the scale of
+            the weights means nothing). None = whichever follows from `log_z_base` and `base`.
         log_z_base: log Z of the base, for "absolute".
         groups: Population, base frame or lineage of every row, int64 (n,); None = independent rows.
         group_sizes: Rows with which group 0 … M − 1 started, shape (M,), where the ids alone do not tell: for a
-            resampled population with `groups` its surviving lineages this is np.ones(number of particles). None = counted.
+            resampled population with `groups` its surviving lineages this is np.ones(number of particles). None =
+            counted.
+        groups_shared: Whether equal ids in other shards mean the same group (frames of a base ensemble) and not new
+            ones.
         chain: Chain id of every row of correlated frames, int64 (n,); errors are then found inside and between chains.
         frame: Time index of every row in its chain, int64 (n,).
         topology: OpenMM or mdtraj Topology, PDB text or MDTraj JSON.
@@ -52,7 +55,8 @@ class Ensemble:
 
     Raises:
         ValueError: If shapes or names disagree.
-        NonFiniteEnergyError: If a log-weight is NaN or +inf, or a row with a weight holds a non-finite sample or energy.
+        NonFiniteEnergyError: If a log-weight is NaN or +inf, or a row with a weight holds a non-finite sample or
+            energy.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Ensemble:
         log_z_base: float | None = None,
         groups: ArrayLike | None = None,
         group_sizes: ArrayLike | None = None,
+        groups_shared: bool = False,
         chain: ArrayLike | None = None,
         frame: ArrayLike | None = None,
         topology: Any = None,
@@ -91,8 +96,11 @@ class Ensemble:
         self.topology_json = None if topology is None else topology_to_json(topology)
         self.provenance = Provenance() if provenance is None else provenance
         self._check()
-        # the population of a row is kept even if errors are found inside chains
-        self._groups = Groups.of(groups, len(self), sizes=group_sizes)
+        self.groups_shared = groups_shared
+        # ids as they were given: shards of one base ensemble must still agree on them when they are merged
+        self.groups = np.arange(len(self)) if groups is None else _to_array(groups).astype(np.int64)
+        self._groups = Groups.of(self.groups, len(self), sizes=group_sizes)
+        self.group_sizes = None if group_sizes is None else self._groups.sizes
 
     def _check(self) -> None:
         n = len(self)
@@ -117,7 +125,8 @@ class Ensemble:
         )
         if self.normalisation not in allowed:
             raise NormalisationError(
-                f"Ensemble: normalisation {self.normalisation!r} does not go with base={self.base!r} and log_z_base={self.log_z_base}, "
+                f"Ensemble: normalisation {self.normalisation!r} does not go with base={self.base!r} and "
+                f"log_z_base={self.log_z_base}, "
                 f"which allow {' or '.join(sorted(allowed))}."
             )
         self._check_finite()
@@ -127,7 +136,8 @@ class Ensemble:
         bad = np.isnan(self.log_weights) | (self.log_weights == np.inf)
         if bad.any():
             raise NonFiniteEnergyError(
-                f"Ensemble: {bad.sum()} of {n} log-weights are NaN or +inf (first row {np.argmax(bad)}); only -inf, a weight of zero, is allowed."
+                f"Ensemble: {bad.sum()} of {n} log-weights are NaN or +inf (first row {np.argmax(bad)}); only -inf, "
+                "a weight of zero, is allowed."
             )
         carries = self.log_weights > -np.inf
         bad = carries & ~np.isfinite(self.reduced_energies)
@@ -140,7 +150,8 @@ class Ensemble:
                 bad = carries & ~np.isfinite(values).reshape(n, -1).all(axis=1)
                 if bad.any():
                     raise NonFiniteEnergyError(
-                        f"Ensemble: {bad.sum()} of {n} rows have a weight but NaN or inf in samples[{name!r}] (first row {np.argmax(bad)})."
+                        f"Ensemble: {bad.sum()} of {n} rows have a weight but NaN or inf in samples[{name!r}] (first "
+                        f"row {np.argmax(bad)})."
                     )
 
     def __len__(self) -> int:
@@ -155,16 +166,6 @@ class Ensemble:
         else:
             ess = f"ESS {self.ess():.1f} ({100 * self.ess_fraction():.1f} %)"
         return f"Ensemble(n={len(self)}, target={self.target!r}, {ess}, normalisation {self.normalisation}, {fields})"
-
-    @property
-    def groups(self) -> np.ndarray:
-        """Group of every row, int64 (n,), relabelled to 0 … M − 1."""
-        return self._groups.ids
-
-    @property
-    def group_sizes(self) -> np.ndarray:
-        """Rows with which every group started, float64 (M,)."""
-        return self._groups.sizes
 
     @cached_property
     def grouping(self) -> Groups:
@@ -216,7 +217,8 @@ class Ensemble:
     def _require_normalisation(self, what: str) -> None:
         if self.normalisation == "none":
             raise NormalisationError(
-                f"{what}: the weights of this ensemble of {self.target!r} carry no normalisation (MD or MCMC samples); sample it with a "
+                f"{what}: the weights of this ensemble of {self.target!r} carry no normalisation (MD or MCMC "
+                "samples); sample it with a "
                 "Generator, or reweight it to another target for a difference."
             )
 
@@ -229,7 +231,8 @@ class Ensemble:
         """An observable at every row, float64 (n,).
 
         Args:
-            observable: A function of the `State` of all rows, an array (n,), "reduced_energy", or the name of a field of one entry.
+            observable: A function of the `State` of all rows, an array (n,), "reduced_energy", or the name of a field
+                of one entry.
         """
         if isinstance(observable, str):
             if observable in ("reduced_energy", "reduced_energies"):
@@ -260,14 +263,15 @@ class Ensemble:
         return self.expectation("reduced_energy", unit="kT")
 
     def select(self, rows: np.ndarray | slice) -> "Ensemble":
-        """Some rows (indices, mask or slice); the groups keep their starting sizes only if every row is kept."""
+        """Some rows (indices, mask or slice); their groups then start with the rows that were kept."""
         rows = np.arange(len(self))[rows]
-        return self._rows(rows, self.log_weights[rows], sizes=None)
+        return self._rows(rows, self.log_weights[rows], groups=self.groups, sizes=None)
 
     def resample(self, n: int, *, seed: int | None = None) -> "Ensemble":
         """Draw n rows by weight (systematic resampling); all get the log-mean-exp of the weights, so E[w] is kept.
 
-        Rows keep their parent's group, so that errors account for parents drawn more than once. Repeated frames add nothing
+        Rows keep their parent's group, so that errors account for parents drawn more than once. Repeated frames add
+        nothing
         to the precision: use it for plots, files and starting points, not for estimates.
 
         Args:
@@ -281,18 +285,20 @@ class Ensemble:
         edges = np.cumsum(self.weights)
         rows = np.searchsorted(edges / edges[-1], (np.arange(n) + offset) / n, side="right").clip(max=len(self) - 1)
         level = float(weights.log_mean_exp(torch.from_numpy(self.log_weights)))
-        drawn = self._rows(rows, np.full(n, level), sizes=self._groups.sizes)
+        drawn = self._rows(rows, np.full(n, level), groups=self._groups.ids, sizes=self._groups.sizes)
         drawn.provenance = replace(
             self.provenance, extra={**self.provenance.extra, "resampled_from": len(self), "resample_seed": seed}
         )
         return drawn
 
-    def _rows(self, rows: np.ndarray, log_weights: np.ndarray, *, sizes: np.ndarray | None) -> "Ensemble":
+    def _rows(
+        self, rows: np.ndarray, log_weights: np.ndarray, *, groups: np.ndarray, sizes: np.ndarray | None
+    ) -> "Ensemble":
         return self._like(
             samples={name: values[rows] for name, values in self.samples.items()},
             log_weights=log_weights,
             reduced_energies=self.reduced_energies[rows],
-            groups=self.groups[rows],
+            groups=groups[rows],
             group_sizes=sizes,
             chain=None if self.chain is None else self.chain[rows],
             frame=None if self.frame is None else self.frame[rows],
@@ -312,6 +318,7 @@ class Ensemble:
             "log_z_base": self.log_z_base,
             "groups": self.groups,
             "group_sizes": self.group_sizes,
+            "groups_shared": self.groups_shared,
             "chain": self.chain,
             "frame": self.frame,
             "topology": self.topology_json,
@@ -336,16 +343,13 @@ class Ensemble:
             differing = first._differences(part)
             if differing:
                 raise ValueError(
-                    f"Ensemble.merge: ensemble {number} differs from the first in {'; '.join(differing)}. Merge only shards of one run, "
+                    f"Ensemble.merge: ensemble {number} differs from the first in {'; '.join(differing)}. Merge only "
+                    "shards of one run, "
                     "or reweight one to the other's target."
                 )
-        groups, sizes, chains, frames = [], [], [], []
-        next_group = next_chain = 0
+        groups, sizes = first._merged_groups(parts)
+        chains, frames, next_chain = [], [], 0
         for part in parts:
-            groups.append(part.groups + next_group)
-            # after resampling a shard started with another number of rows than it has now
-            sizes.append(part.group_sizes * (len(part) / part.group_sizes.sum()))
-            next_group += len(part.group_sizes)
             if part.chain is not None:
                 _, ids = np.unique(part.chain, return_inverse=True)
                 chains.append(ids + next_chain)
@@ -355,12 +359,24 @@ class Ensemble:
             samples={name: np.concatenate([p.samples[name] for p in parts]) for name in first.samples},
             log_weights=np.concatenate([p.log_weights for p in parts]),
             reduced_energies=np.concatenate([p.reduced_energies for p in parts]),
-            groups=np.concatenate(groups),
-            group_sizes=np.concatenate(sizes),
+            groups=groups,
+            group_sizes=sizes,
             chain=np.concatenate(chains) if chains else None,
             frame=np.concatenate(frames) if chains else None,
             provenance=Provenance.merged([p.provenance for p in parts]),
         )
+
+    def _merged_groups(self, parts: list["Ensemble"]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Group ids and starting sizes of merged shards: shared groups stay one, others are new in every shard."""
+        if self.groups_shared and all(p.group_sizes is None for p in parts):
+            return np.concatenate([p.groups for p in parts]), None
+        groups, sizes, first = [], [], 0
+        for part in parts:
+            groups.append(part._groups.ids + first)
+            # after resampling a shard started with another number of rows than it has now
+            sizes.append(part._groups.sizes * (len(part) / part._groups.sizes.sum()))
+            first += len(part._groups)
+        return np.concatenate(groups), np.concatenate(sizes)
 
     def _differences(self, other: "Ensemble") -> list[str]:
         """What keeps two ensembles from being merged, in words."""
@@ -371,6 +387,7 @@ class Ensemble:
             "base": (self.base, other.base),
             "log_z_base": (self.log_z_base, other.log_z_base),
             "fields": (self.spaces, other.spaces),
+            "groups_shared": (self.groups_shared, other.groups_shared),
             "chains": (self.chain is not None, other.chain is not None),
         }
         found = [f"{name}: {mine!r} and {theirs!r}" for name, (mine, theirs) in pairs.items() if mine != theirs]
@@ -380,6 +397,7 @@ class Ensemble:
         """Write an HDF5 file, atomically; with a topology `mdtraj.load` opens it as a trajectory."""
         columns = {"log_weights": self.log_weights, "reduced_energies": self.reduced_energies, "groups": self.groups}
         columns.update({n: v for n, v in (("chain", self.chain), ("frame", self.frame)) if v is not None})
+        tables = {} if self.group_sizes is None else {"group_sizes": self.group_sizes}
         metadata = {
             "target": self.target,
             "spaces": {
@@ -389,11 +407,10 @@ class Ensemble:
             "base": self.base,
             "normalisation": self.normalisation,
             "log_z_base": self.log_z_base,
+            "groups_shared": self.groups_shared,
             "provenance": self.provenance.as_dict(),
         }
-        write_ensemble(
-            path, EnsembleRecord(self.samples, columns, {"group_sizes": self.group_sizes}, metadata, self.topology_json)
-        )
+        write_ensemble(path, EnsembleRecord(self.samples, columns, tables, metadata, self.topology_json))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Ensemble":
@@ -408,7 +425,7 @@ class Ensemble:
         try:
             spaces = {n: Space(s["kind"], tuple(s["shape"]), s["dimension"]) for n, s in meta["spaces"].items()}
             provenance = Provenance.from_dict(meta["provenance"])
-            known = {k: meta[k] for k in ("target", "context", "base", "normalisation", "log_z_base")}
+            known = {k: meta[k] for k in ("target", "context", "base", "normalisation", "log_z_base", "groups_shared")}
             columns = {
                 k: record.columns.get(k) for k in ("log_weights", "reduced_energies", "groups", "chain", "frame")
             }
@@ -419,7 +436,7 @@ class Ensemble:
                 spaces=spaces,
                 provenance=provenance,
                 topology=record.topology,
-                group_sizes=record.tables["group_sizes"],
+                group_sizes=record.tables.get("group_sizes"),
                 **known,
                 **columns,
             )
@@ -442,7 +459,8 @@ class Ensemble:
 
         if self.topology_json is None or "positions" not in self.samples:
             raise ValueError(
-                f"to_mdtraj: needs a topology and a field 'positions'; this ensemble has fields {sorted(self.samples)} and "
+                "to_mdtraj: needs a topology and a field 'positions'; this ensemble has fields "
+                f"{sorted(self.samples)} and "
                 f"{'a' if self.topology_json else 'no'} topology."
             )
         return mdtraj.Trajectory(self.samples["positions"].astype(np.float32), self.topology)

@@ -49,7 +49,8 @@ class Estimate:
             )
         if not (math.isfinite(self.error) and self.error > 0):
             raise ValueError(
-                f"Estimate: expected a finite error > 0 for the value {self.value:.6g}, got {self.error}; the samples do not "
+                f"Estimate: expected a finite error > 0 for the value {self.value:.6g}, got {self.error}; the "
+                "samples do not "
                 "vary, so they cannot show how uncertain the value is: use more independent samples or populations."
             )
         object.__setattr__(self, "warnings", tuple(self.warnings))
@@ -95,7 +96,7 @@ class Estimate:
 
 
 def _format(value: float, error: float) -> str:
-    """Round the error by the rule of the Particle Data Group (two digits below 355, one above), the value to the same place."""
+    """Round the error as the Particle Data Group does (two digits below 355, one above), the value to its place."""
     exponent = math.floor(math.log10(error))
     # 355..949 keep one digit, 950..999 round up to 1000, which again shows two
     leading = round(error / 10.0**exponent, 2)

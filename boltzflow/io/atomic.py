@@ -13,8 +13,8 @@ __all__ = ["atomic_path", "write_bytes", "write_text"]
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the folder of `path` that replaces it when the block ends without an exception.
 
-    The new file is on disk before it takes the name; after an exception (full disk, interrupt) the temporary file is removed and
-    the previous file is as it was.
+    The new file is on disk before it takes the name; after an exception (full disk, interrupt) the temporary file is
+    removed and the previous file is as it was.
 
     Args:
         path: Where the file shall stand; missing folders are made.

@@ -1,4 +1,4 @@
-"""Ensembles on disk: an MDTraj-HDF5 file with exact samples, weights, energies and provenance beside the coordinates."""
+"""Ensembles on disk: an MDTraj-HDF5 file with exact samples, weights, energies and provenance."""
 
 import json
 import os
@@ -42,8 +42,8 @@ class EnsembleRecord:
 def write_ensemble(path: str | os.PathLike[str], record: EnsembleRecord) -> None:
     """Write a record atomically.
 
-    With a topology and a field "positions" (n, n_atoms, 3) in nm, the file is also a trajectory that `mdtraj.load` opens:
-    coordinates in float32, the exact samples beside them if they are float64.
+    With a topology and a field "positions" (n, n_atoms, 3) in nm, the file is also a trajectory that `mdtraj.load`
+    opens: coordinates in float32, the exact samples beside them if they are float64.
 
     References:
         MDTraj HDF5 format, convention "Pande" 1.1.
@@ -118,16 +118,19 @@ def _check_format(path: Path, file: h5py.File) -> None:
         missing = [name for name in ("samples", "log_weights", "reduced_energies") if name not in file]
         if "coordinates" in file:
             remedy = (
-                "It is a trajectory: read it with mdtraj.load and build Ensemble(samples={'positions': t.xyz}, log_weights=zeros, "
+                "It is a trajectory: read it with mdtraj.load and build Ensemble(samples={'positions': t.xyz}, "
+                "log_weights=zeros, "
                 "reduced_energies=…, normalisation='none')."
             )
         else:
             remedy = "Make one with Ensemble.save or `boltzflow sample`."
         raise FormatError(
-            f"{path}: not an ensemble of boltzflow (attribute format={found!r}, missing {missing or 'nothing'}). {remedy}"
+            f"{path}: not an ensemble of boltzflow (attribute format={found!r}, missing {missing or 'nothing'}). "
+            f"{remedy}"
         )
     version = int(file.attrs.get("format_version", -1))
     if not 1 <= version <= FORMAT_VERSION:
         raise FormatError(
-            f"{path}: format version {version}, this boltzflow reads up to {FORMAT_VERSION}; update boltzflow to read it."
+            f"{path}: format version {version}, this boltzflow reads up to {FORMAT_VERSION}; update boltzflow to "
+            "read it."
         )

@@ -88,7 +88,7 @@ class Provenance:
 
     @classmethod
     def merged(cls, parts: Sequence["Provenance"]) -> "Provenance":
-        """Costs and counts added, seeds listed; device, versions and extra of the first, with differing devices joined."""
+        """Costs and counts added, seeds listed, differing devices joined; versions and extra of the first."""
         first = parts[0]
         ledger: dict[str, dict[str, int]] = {}
         for part in parts:

@@ -1,19 +1,15 @@
 """Which rows are independent of each other: the variance of a sum between groups, or inside correlated chains."""
 
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from boltzflow._typing import Tensor
+from boltzflow.statistics.chains import statistical_inefficiency
 from boltzflow.statistics.weights import ArrayLike, to_numpy
 
-# pymbar prints a lecture and a box about JAX when it is imported
-logging.getLogger("pymbar").setLevel(logging.ERROR)
-
-__all__ = ["GroupError", "Groups", "statistical_inefficiency"]
+__all__ = ["GroupError", "Groups"]
 
 
 @dataclass(frozen=True)
@@ -29,13 +25,13 @@ class GroupError:
 class Groups:
     """How the rows of an ensemble depend on each other.
 
-    Every estimator here is a smooth function of sums over rows; linearised, its fluctuation is a sum of one term per row, and only the
-    variance of that sum depends on how the rows were made. `error` computes it.
+    Every estimator here is a smooth function of sums over rows; linearised, its fluctuation is a sum of one term per
+    row, and only the variance of that sum depends on how the rows were made. `error` computes it.
 
     Args:
         ids: Group of every row, shape (n,), int64, in 0 … n_groups − 1: population, base frame, lineage, parent.
-        sizes: Rows with which every group started, shape (n_groups,), float64. It differs from the count of its rows after
-            resampling: a lineage that died out started with one row and has none. Only ratios matter.
+        sizes: Rows with which every group started, shape (n_groups,), float64. It differs from the count of its rows
+            after resampling: a lineage that died out started with one row and has none. Only ratios matter.
         chains: For correlated frames, the rows of every chain in time order; then `ids` is not used for errors.
     """
 
@@ -133,9 +129,9 @@ class Groups:
     def error(self, terms: np.ndarray) -> GroupError:
         """Standard error of the sum of the terms.
 
-        Between groups, var = M/(M−1) Σ_g (t_g − s_g Σt)², t_g the sum over group g and s_g the share with which it started. Inside
-        chains, var = g n/(n−1) Σ (t − mean)², with the correlation function taken about the mean of all chains, so that
-        chains that disagree give a large g.
+        Between groups, var = M/(M−1) Σ_g (t_g − s_g Σt)², t_g the sum over group g and s_g the share with which it
+        started. Inside chains, var = g n/(n−1) Σ (t − mean)², with the correlation function taken about the mean of
+        all chains, so that chains that disagree give a large g.
 
         Args:
             terms: Linearised contribution of every row, shape (n,), float64.
@@ -148,7 +144,8 @@ class Groups:
             g = self.inefficiency(terms)
             if n / g < 2:
                 raise ValueError(
-                    f"The {n} frames of {len(self.chains)} chain(s) hold fewer than 2 independent ones (statistical inefficiency {g:.3g}): "
+                    f"The {n} frames of {len(self.chains)} chain(s) hold fewer than 2 independent ones (statistical "
+                    f"inefficiency {g:.3g}): "
                     "run longer or more chains."
                 )
             variance = g * np.sum((terms - terms.mean()) ** 2) * n / (n - 1)
@@ -160,35 +157,10 @@ class Groups:
         m = len(self)
         if m < 2:
             raise ValueError(
-                f"All {len(terms)} rows belong to one group, so there is no error between groups: sample several populations, or "
+                f"All {len(terms)} rows belong to one group, so there is no error between groups: sample several "
+                "populations, or "
                 "give the lineage of every row."
             )
         deviations = self.totals(terms) - self.shares * terms.sum()
         variance = np.sum(deviations**2) * m / (m - 1)
         return GroupError(float(np.sqrt(variance)), m - 1, f"between {m} groups")
-
-
-def statistical_inefficiency(chains: Sequence[ArrayLike]) -> float:
-    """Statistical inefficiency g = 1 + 2τ of one or several chains of one process, about their common mean.
-
-    Args:
-        chains: One series per chain, each (n_frames,), possibly of different length.
-
-    Returns:
-        g, between 1 and the mean length; a series that never changes counts as one sample per chain, so g is its length.
-
-    References:
-        Chodera et al., J. Chem. Theory Comput. 3, 26 (2007), eq. 26; computed by pymbar.timeseries.
-    """
-    # importing pymbar takes most of a second, which only chains have to pay
-    from pymbar import timeseries
-
-    series = [to_numpy(c) for c in chains]
-    mean_length = float(np.mean([len(s) for s in series]))
-    pooled = np.concatenate(series)
-    if not np.all(np.isfinite(pooled)):
-        raise ValueError("statistical_inefficiency: a chain holds NaN or inf; drop or repair those frames.")
-    # a spread at the level of rounding is no signal: the chain is stuck
-    if np.ptp(pooled) <= 1e-12 * max(1e-300, float(np.max(np.abs(pooled)))):
-        return mean_length
-    return float(np.clip(timeseries.statistical_inefficiency_multiple(series), 1.0, max(1.0, mean_length)))

@@ -27,7 +27,7 @@ MAX_BLOCKS = 2000
 
 
 def weight_warnings(log_weights: ArrayLike) -> tuple[str, ...]:
-    """What the weights themselves say against their error bars: a Pareto tail above 0.7, or fewer than 50 effective samples."""
+    """Reasons in the weights to distrust error bars: Pareto k-hat above 0.7, fewer than 50 effective samples."""
     log_w = checked_log_weights(log_weights)
     if np.ptp(log_w) == 0:
         return ()
@@ -68,7 +68,8 @@ def log_z(
     # equal weights leave rounding, not a measured spread
     if std <= 1e-13:
         raise ValueError(
-            f"log_z: all {log_w.size} weights are equal (log w = {value:.12g}), so their spread shows no error; if the generator samples "
+            f"log_z: all {log_w.size} weights are equal (log w = {value:.12g}), so their spread shows no error; if "
+            "the generator samples "
             "the target exactly this value is exact."
         )
     if error == "bootstrap":
@@ -167,7 +168,7 @@ def elbo(log_weights: ArrayLike, *, groups: Groups | None = None) -> Estimate:
 def eubo(
     log_weights: ArrayLike, *, reference_log_weights: ArrayLike | None = None, groups: Groups | None = None
 ) -> Estimate:
-    """Evidence upper bound E_p[log w] >= log(Z_target / Z_base), from reference samples traced back through a generator.
+    """Evidence upper bound E_p[log w] >= log(Z_target / Z_base), from reference samples traced back.
 
     Args:
         log_weights: log w of the paths traced back, shape (n,).
@@ -217,7 +218,8 @@ def bootstrap_error(
     finite = np.isfinite(replicates)
     if finite.mean() < 0.99:
         raise ValueError(
-            f"bootstrap: {int(np.sum(~finite))} of {n_resamples} replicates are not finite, because too few groups carry the "
+            f"bootstrap: {int(np.sum(~finite))} of {n_resamples} replicates are not finite, because too few groups "
+            "carry the "
             "estimate: use more samples."
         )
     return float(np.std(replicates[finite], ddof=1) * np.sqrt(m / (m - 1)))

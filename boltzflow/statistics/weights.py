@@ -53,12 +53,14 @@ def checked_log_weights(log_weights: ArrayLike) -> np.ndarray:
     bad = int(np.sum(np.isnan(log_w) | (log_w == np.inf)))
     if bad:
         raise NonFiniteEnergyError(
-            f"log_weights: {bad} of {log_w.size} are NaN or +inf (-inf is a weight of zero and allowed); the energy of the target or the "
+            f"log_weights: {bad} of {log_w.size} are NaN or +inf (-inf is a weight of zero and allowed); the energy "
+            "of the target or the "
             "log-ratio of a transition is wrong for those rows."
         )
     if np.all(log_w == -np.inf):
         raise NonFiniteEnergyError(
-            f"log_weights: all {log_w.size} are -inf, so every sample has a non-finite energy; check the generator against the target."
+            f"log_weights: all {log_w.size} are -inf, so every sample has a non-finite energy; check the generator "
+            "against the target."
         )
     return log_w
 
@@ -113,17 +115,18 @@ def pareto_k(log_weights: ArrayLike) -> float:
         log_weights: Shape (n,); rows of −inf count in n.
 
     Returns:
-        k-hat; +inf if fewer than 5 distinct weights lie in the tail, which shows nothing, or −inf if all weights are equal.
+        k-hat; +inf if fewer than 5 distinct weights lie in the tail, which shows nothing, or −inf if all weights are
+        equal.
 
     References:
-        Vehtari et al., Pareto smoothed importance sampling, J. Mach. Learn. Res. 25, 72 (2024): tail size min(n/5, 3√n), eq. 10;
-        fit of Zhang & Stephens, Technometrics 51, 316 (2009), with the weak prior towards 1/2 of Vehtari et al., appendix G.
+        Vehtari et al., Pareto smoothed importance sampling, J. Mach. Learn. Res. 25, 72 (2024): tail of min(n/5, 3√n)
+        weights, and the weak prior towards k = 1/2; fit of Zhang & Stephens, Technometrics 51, 316 (2009).
     """
     log_w = checked_log_weights(log_weights)
     n = log_w.size
     if np.ptp(log_w) == 0:
         return -np.inf
-    n_tail = int(np.ceil(min(0.2 * n, 3 * np.sqrt(n))))
+    n_tail = int(min(0.2 * n, 3 * np.sqrt(n)))
     if n_tail < 5:
         return np.inf
     top = np.sort(np.partition(log_w, n - n_tail - 1)[n - n_tail - 1 :])
