@@ -4,7 +4,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ __all__ = ["Context", "Ledger", "Run", "make_rng", "new_seed"]
 Context = Mapping[str, Any]
 
 
+@runtime_checkable
 class EnergyModel(Protocol):
     """What `Run` needs of a Target: names, energies, forces."""
 
@@ -27,6 +28,7 @@ class EnergyModel(Protocol):
     def energy_and_force(self, state: State, context: Context | None = None) -> tuple[Tensor, dict[str, Tensor]]: ...  # noqa: D102
 
 
+@runtime_checkable
 class Level(Protocol):
     """Energy at one level of an annealing path."""
 

@@ -1,0 +1,71 @@
+"""The `boltzflow` command: its subcommands, and errors as one line."""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from boltzflow.errors import BoltzflowError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="boltzflow",
+    help="Unbiased equilibrium ensembles and free energies from energy functions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def command(name: str) -> Callable[[Callable], Callable]:
+    """Register a subcommand; what goes wrong in it is printed as one line, unless --debug was given."""
+
+    def register(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except KeyboardInterrupt:
+                typer.echo("interrupted", err=True)
+                raise typer.Exit(130) from None
+            except BrokenPipeError:
+                # the reader of a pipe, such as head, has left: nothing to tell it, and nothing to flush at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(0) from None
+            except (BoltzflowError, ValueError, TypeError, OSError) as error:
+                if logging.getLogger("boltzflow").isEnabledFor(logging.DEBUG):
+                    raise
+                hint = "" if isinstance(error, BoltzflowError | FileNotFoundError) else " (boltzflow --debug shows where)"
+                typer.echo(f"error: {' '.join(str(error).split())}{hint}", err=True)
+                raise typer.Exit(2) from None
+
+        return app.command(name)(run)
+
+    return register
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,  # noqa: FBT002
+    quiet: Annotated[bool, typer.Option("--quiet", help="Warnings and results only.")] = False,  # noqa: FBT002
+) -> None:
+    """Unbiased equilibrium ensembles and free energies from energy functions."""
+    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else "%(message)s"))
+    logger = logging.getLogger("boltzflow")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+
+
+def main() -> None:
+    """Entry point of the `boltzflow` command."""
+    # registered here, so that each command file can import `command`
+    from boltzflow.cli import sample, systems  # noqa: F401
+
+    app()

@@ -1,0 +1,110 @@
+"""What several subcommands share: devices, output files, and finding the checkpoint behind a name."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from boltzflow.errors import FormatError, UnknownNameError
+from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
+from boltzflow.systems import System, load_system
+
+if TYPE_CHECKING:
+    from boltzflow.ensemble import Ensemble
+
+__all__ = ["Trained", "as_device", "checkpoint_of", "describe_device", "find_trained", "output_file", "positive", "sha256"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A system with a trained checkpoint of it."""
+
+    system: System
+    checkpoint: Checkpoint
+    path: Path
+
+
+def as_device(name: str) -> torch.device:
+    """A torch device that can be used here.
+
+    Raises:
+        ValueError: If there is none of that name; the message names those that there are.
+    """
+    available = ["cpu"] + [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    wanted = None if device is None else f"cuda:{device.index or 0}" if device.type == "cuda" else device.type
+    if device is None or wanted not in available:
+        raise ValueError(f"--device {name}: not available here; available: {', '.join(available)}.")
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, as runs print it."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' if threads > 1 else ''})"
+
+
+def positive(option: str, value: int) -> int:
+    """The value of an option that must be at least 1."""
+    if value < 1:
+        raise FormatError(f"{option}: expected a number >= 1, got {value}.")
+    return value
+
+
+def output_file(path: Path) -> Path:
+    """The path, if a file can be written there: found out before the work, not after."""
+    if path.is_dir():
+        raise FormatError(f"output {path}: is a folder; name a file.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def find_trained(name: str, *, recipe: str | None = None) -> Trained:
+    """Find the system and the checkpoint that a name on the command line means.
+
+    Args:
+        name: A system, with "@T" for another temperature; a run folder; or the YAML file of a run.
+        recipe: For a system, the recipe whose shipped checkpoint is meant.
+
+    Raises:
+        UnknownNameError: If it is none of these.
+        FileNotFoundError: If the run has no checkpoint yet.
+    """
+    folder = Path("runs", Path(name).stem) if Path(name).suffix in {".yaml", ".yml"} else Path(name)
+    is_run = folder != Path(name) or (folder / "run.yaml").is_file()
+    if not is_run:
+        system = load_system(name)
+        path = system.find_checkpoint(recipe)
+        return Trained(system, load_checkpoint(path, system), path)
+    if recipe is not None:
+        raise UnknownNameError(f"--recipe {recipe}: {name} is a run, whose recipe is its run.yaml; leave --recipe out.")
+    path = folder / "checkpoint.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"run {folder}: no checkpoint.pt yet; `boltzflow train` writes it.")
+    checkpoint = load_checkpoint(path)
+    system = load_system(checkpoint.config.system)
+    return Trained(system, load_checkpoint(path, system), path)
+
+
+def checkpoint_of(ensemble: "Ensemble", system: System) -> Path | None:
+    """The checkpoint that made an ensemble, if it is still where it was or is the one that ships; else None."""
+    recorded = ensemble.provenance.extra
+    for path in (recorded.get("checkpoint"), system.checkpoint_path):
+        if path is not None and Path(path).is_file() and sha256(Path(path)) == recorded.get("checkpoint_sha256"):
+            return Path(path)
+    return None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

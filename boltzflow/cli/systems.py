@@ -1,0 +1,39 @@
+"""`boltzflow systems`: what ships."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from boltzflow.cli.app import command
+from boltzflow.systems import list_systems, load_system
+
+__all__ = ["systems"]
+
+
+@command("systems")
+def systems(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:  # noqa: FBT002
+    """List the systems that ship: name, atoms, dimension, temperature, recipes, checkpoint."""
+    found = {}
+    for name in list_systems():
+        system = load_system(name)
+        found[name] = {
+            "description": system.description,
+            "atoms": system.n_atoms,
+            "dimension": system.dimension,
+            "temperature": system.temperature,
+            "recipes": system.recipes,
+            "checkpoint": system.checkpoint_path is not None,
+            "reference": (system.data_folder / "reference.h5").is_file(),
+        }
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(f"{'name':<20} {'atoms':>5} {'dim':>5} {'T / K':>7}  {'checkpoint':<10} {'reference':<9}  recipes")
+    for name, s in found.items():
+        marks = ["yes" if s[key] else "-" for key in ("checkpoint", "reference")]
+        typer.echo(
+            f"{name:<20} {s['atoms']:>5} {s['dimension']:>5} {s['temperature']:>7g}  {marks[0]:<10} {marks[1]:<9}  "
+            f"{', '.join(s['recipes'])}"
+        )
+        typer.echo(f"    {s['description']}")

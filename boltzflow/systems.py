@@ -1,0 +1,400 @@
+"""Physical systems, one folder each: the registry is the folder listing, here, in an installed package, or wherever a user keeps his."""
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from boltzflow._typing import Float, Float64, Tensor
+from boltzflow.coordinates.sector import LabelSector
+from boltzflow.coordinates.zmatrix import ZMatrix
+from boltzflow.errors import CheckpointMismatchError, FormatError, UnknownNameError, nearest
+from boltzflow.forcefield.potential import ForceField
+from boltzflow.generators.generator import Generator
+from boltzflow.io.atomic import atomic_path
+from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
+from boltzflow.io.config import RunConfig, load_config
+from boltzflow.targets.molecule import MoleculeTarget, as_temperature
+
+if TYPE_CHECKING:
+    from boltzflow.ensemble import Ensemble
+
+__all__ = ["System", "SystemDefinition", "cache_folder", "list_systems", "load_system", "probe_positions"]
+
+logger = logging.getLogger(__name__)
+
+_PACKAGE = Path(__file__).parent
+ENERGY_TOLERANCE = 1e-6
+"""Largest |ΔU|/max(1, |U|) between a recorded and a computed energy."""
+
+
+class SystemDefinition(BaseModel):
+    """What `system.yaml` says; paths are relative to its folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str
+    temperature: float = Field(gt=0, description="K")
+    system: str = Field("system.xml", description="Serialised openmm.System.")
+    topology: str = Field("topology.pdb", description="Topology, and a relaxed structure that fixes the hand of stereo-centres.")
+    data: str | None = Field(None, description="Folder of reference ensembles and checkpoints; None = the one that ships.")
+    recipe: str | None = Field(None, description="Recipe that made checkpoint.pt.")
+    energies: tuple[float, ...] = Field((), description="OpenMM energies (kJ/mol) of `probe_positions`, verified on load.")
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """A molecule under its force field at a temperature; everything heavy is made on first use.
+
+    Args:
+        folder: Holds `system.yaml`, the serialised System, the topology and `recipes/`.
+        definition: What `system.yaml` says.
+        temperature: In K.
+        dtype: Of the torch force field's arithmetic; energies are float64 on return in either case.
+
+    Example:
+        >>> from boltzflow import load_system
+        >>> system = load_system("alanine_dipeptide")
+        >>> system.n_atoms, system.dimension, system.temperature
+        (22, 60, 300.0)
+    """
+
+    folder: Path
+    definition: SystemDefinition
+    temperature: float
+    dtype: torch.dtype = field(default=torch.float64)
+
+    @property
+    def name(self) -> str:
+        """Name, with "@T" when the temperature is not the system's own; `load_system` reads it back."""
+        own = self.definition.temperature
+        return self.definition.name if self.temperature == own else f"{self.definition.name}@{self.temperature:.10g}"
+
+    @property
+    def description(self) -> str:
+        """One sentence."""
+        return self.definition.description
+
+    @cached_property
+    def _structure(self) -> Any:
+        import mdtraj
+
+        return mdtraj.load_pdb(str(self.folder / self.definition.topology))
+
+    @property
+    def topology(self) -> Any:
+        """The `mdtraj.Topology`."""
+        return self._structure.topology
+
+    @property
+    def positions(self) -> Float64[Tensor, "n_atoms 3"]:
+        """The relaxed structure of the topology file, nm."""
+        return torch.from_numpy(self._structure.xyz[0]).double()
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return self.topology.n_atoms
+
+    @property
+    def dimension(self) -> int:
+        """Degrees of freedom without rigid motions."""
+        return 3 * self.n_atoms - 6
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers."""
+        return tuple(atom.element.atomic_number for atom in self.topology.atoms)
+
+    @property
+    def bonds(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of bonded atoms, sorted."""
+        return tuple(sorted((min(a.index, b.index), max(a.index, b.index)) for a, b in self.topology.bonds))
+
+    @cached_property
+    def zmatrix(self) -> ZMatrix:
+        """Internal coordinates, with the peptide backbone preferred."""
+        names = {"N", "CA", "C"}
+        amino_acids = [r for r in self.topology.residues if names <= {atom.name for atom in r.atoms}]
+        backbone = [atom.index for residue in amino_acids for atom in residue.atoms if atom.name in names]
+        return ZMatrix.from_bonds(self.n_atoms, self.bonds, elements=self.elements, backbone=backbone)
+
+    @cached_property
+    def sector(self) -> LabelSector:
+        """Hand of the stereo-centres and labelling of identical hydrogens, those of `positions`."""
+        return LabelSector(self.zmatrix, self.positions)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the serialised System and the atoms and bonds of the topology; not the temperature."""
+        digest = hashlib.sha256(self._system_bytes)
+        for atom in self.topology.atoms:
+            digest.update(f"{atom.index} {atom.name} {atom.residue.name} {atom.residue.index}\n".encode())
+        digest.update(repr(self.bonds).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _system_bytes(self) -> bytes:
+        return (self.folder / self.definition.system).read_bytes()
+
+    @cached_property
+    def openmm_system(self) -> Any:
+        """The `openmm.System`."""
+        import openmm
+
+        return openmm.XmlSerializer.deserialize(self._system_bytes.decode())
+
+    @cached_property
+    def potential(self) -> ForceField:
+        """The torch force field, (batch, n_atoms, 3) nm → (batch,) kJ/mol.
+
+        Its parameters are cached in `cache_folder()`, after which OpenMM is no longer needed.
+
+        Raises:
+            FormatError: If its energies are not those that `system.yaml` records.
+            UnsupportedForceError: If the System holds a force that the torch back-end does not know.
+        """
+        cached = cache_folder() / "forcefields" / f"{hashlib.sha256(self._system_bytes).hexdigest()}.pt"
+        try:
+            potential = ForceField.load(cached)
+            self._verify(potential)
+        except FileNotFoundError:
+            potential = self._convert(cached)
+        except Exception as error:  # whatever is wrong with a cache, it is made anew
+            logger.info("cached force field %s is of no use (%s); it is made anew", cached, error)
+            potential = self._convert(cached)
+        return potential.to(self.dtype)
+
+    def _convert(self, cached: Path) -> ForceField:
+        from boltzflow.forcefield import from_openmm
+
+        potential = from_openmm(self.openmm_system)
+        self._verify(potential)
+        try:
+            with atomic_path(cached) as temporary:
+                potential.save(temporary)
+        except OSError as error:
+            logger.info("the force field is not cached: %s", error)
+        return potential
+
+    def _verify(self, potential: ForceField) -> None:
+        recorded = torch.tensor(self.definition.energies, dtype=torch.float64)
+        if not len(recorded):
+            return
+        computed = potential(probe_positions(self.positions, len(recorded)))
+        error = (computed - recorded).abs() / recorded.abs().clamp_min(1.0)
+        if not bool((error < ENERGY_TOLERANCE).all()):
+            raise FormatError(
+                f"system {self.definition.name}: energies of the probe structures are {computed.tolist()} kJ/mol, but "
+                f"{self.folder / 'system.yaml'} records {recorded.tolist()}. System and record do not belong together: "
+                "restore the files, or record the energies again if the System was changed on purpose."
+            )
+
+    @cached_property
+    def target(self) -> MoleculeTarget:
+        """The molecule's Boltzmann distribution within its `sector`."""
+        target = MoleculeTarget(
+            self.potential,
+            n_atoms=self.n_atoms,
+            temperature=self.temperature,
+            sector=self.sector.contains,
+            sector_description=self.sector.describe([f"{a.residue}-{a.name}" for a in self.topology.atoms]),
+            topology=self.topology,
+            name=self.name,
+        )
+        # registered, so that target.to(device) moves the buffers of the sector as well
+        target.add_module("label_sector", self.sector)
+        return target
+
+    @property
+    def data_folder(self) -> Path:
+        """Where its reference ensemble and its checkpoints are."""
+        if self.definition.data is not None:
+            return self.folder / self.definition.data
+        return _shipped("data") / self.definition.name
+
+    @property
+    def recipes(self) -> list[str]:
+        """Names of the run configurations that come with the system."""
+        return sorted(path.stem for path in (self.folder / "recipes").glob("*.yaml"))
+
+    def recipe(self, name: str | None = None) -> RunConfig:
+        """Read a run configuration that comes with the system.
+
+        Args:
+            name: By default the one that made the shipped checkpoint.
+
+        Raises:
+            UnknownNameError: If there is none of that name.
+        """
+        name = name or self.definition.recipe
+        if name not in self.recipes:
+            raise UnknownNameError(f"system {self.definition.name} has no recipe {name!r}; {nearest(str(name), self.recipes)}")
+        return load_config(self.folder / "recipes" / f"{name}.yaml")
+
+    @property
+    def checkpoint_path(self) -> Path | None:
+        """The shipped checkpoint of the default recipe; None if there is none."""
+        path = self.data_folder / "checkpoint.pt"
+        return path if path.is_file() else None
+
+    def load_generator(
+        self,
+        recipe: str | None = None,
+        *,
+        checkpoint: str | os.PathLike | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Generator:
+        """Load a trained Generator, with averaged parameters and in evaluation mode.
+
+        Args:
+            recipe: Whose shipped checkpoint to load; by default that of the system's default recipe.
+            checkpoint: Another checkpoint file of this system.
+            dtype: Of parameters and samples; log-weights are float64 in either case.
+            device: Where it runs.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            UnknownNameError: If there is no such recipe.
+            CheckpointMismatchError: If the checkpoint is damaged or belongs to another system.
+        """
+        path = Path(checkpoint) if checkpoint is not None else self.find_checkpoint(recipe)
+        return self.generator_from(load_checkpoint(path, self), dtype=dtype, device=device)
+
+    def generator_from(
+        self, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Generator:
+        """Build the Generator of a checkpoint that was read by `load_checkpoint`."""
+        if checkpoint.fingerprint != self.fingerprint:
+            raise CheckpointMismatchError(f"the checkpoint is for {checkpoint.system!r}, not for {self.name!r}; load that system.")
+        from boltzflow.generators.families import build_generator
+
+        generator = build_generator(self, checkpoint.config.generator, dtype=dtype, device=device)
+        checkpoint.load_into(generator)
+        return generator.eval()
+
+    def find_checkpoint(self, recipe: str | None = None) -> Path:
+        """The shipped checkpoint of a recipe.
+
+        Raises:
+            UnknownNameError: If there is no such recipe.
+            FileNotFoundError: If it has no checkpoint.
+        """
+        if recipe is not None:
+            self.recipe(recipe)
+        default = recipe is None or recipe == self.definition.recipe
+        path = self.data_folder / ("checkpoint.pt" if default else f"checkpoint-{recipe}.pt")
+        if not path.is_file():
+            name = recipe or self.definition.recipe or "RUN"
+            raise FileNotFoundError(
+                f"system {self.name}: no trained checkpoint {path}. Train one with "
+                f"`boltzflow train {self.folder / 'recipes' / (name + '.yaml')}` and sample from its run folder."
+            )
+        return path
+
+    def reference(self) -> "Ensemble | None":
+        """The reference ensemble that ships; None if there is none."""
+        from boltzflow.ensemble import Ensemble
+
+        path = self.data_folder / "reference.h5"
+        return Ensemble.load(path) if path.is_file() else None
+
+
+def probe_positions(positions: Float[Tensor, "n_atoms 3"], n: int) -> Float[Tensor, "n n_atoms 3"]:
+    """Structures at which the recorded energies are compared: the relaxed one and n − 1 growing displacements of it.
+
+    Args:
+        positions: The relaxed structure, nm.
+        n: How many.
+
+    Returns:
+        Structure k is displaced by 0.002 k sin((k + 1) m) nm in its m-th Cartesian coordinate.
+    """
+    k = torch.arange(n, dtype=positions.dtype)[:, None]
+    m = torch.arange(positions.numel(), dtype=positions.dtype)
+    return positions + (0.002 * k * torch.sin((k + 1) * m)).reshape(n, *positions.shape)
+
+
+def load_system(
+    name: str | os.PathLike, *, temperature: Any = None, dtype: torch.dtype = torch.float64
+) -> System:
+    """Load a system by name or folder.
+
+    Args:
+        name: A name of `list_systems()`, or a folder with a `system.yaml`; "name@350" sets the temperature, too.
+        temperature: In K or as `openmm.unit.Quantity`; by default the system's own.
+        dtype: Of the torch force field's arithmetic.
+
+    Raises:
+        UnknownNameError: If there is no such system (the nearest are named).
+        FormatError: If its `system.yaml` has an unknown key or a wrong value, or a file is missing.
+
+    Example:
+        >>> load_system("alanine_dipeptide@350").temperature
+        350.0
+    """
+    text, at, kelvin = os.fspath(name).rpartition("@")
+    if at and temperature is None and not Path(name).exists():
+        try:
+            temperature = float(kelvin)
+        except ValueError:
+            raise FormatError(f"system {os.fspath(name)!r}: expected NAME@TEMPERATURE in kelvin, got {kelvin!r}.") from None
+    else:
+        text = os.fspath(name)
+    folder = _find(text)
+    definition = _read_definition(folder / "system.yaml")
+    missing = [file for file in (definition.system, definition.topology) if not (folder / file).is_file()]
+    if missing:
+        raise FormatError(f"system folder {folder}: {' and '.join(missing)} missing, named by its system.yaml.")
+    return System(folder, definition, as_temperature(definition.temperature if temperature is None else temperature), dtype)
+
+
+def list_systems() -> list[str]:
+    """Names of the systems that ship with the package."""
+    return sorted(path.parent.name for path in _shipped("systems").glob("*/system.yaml"))
+
+
+def cache_folder() -> Path:
+    """Where compiled parameters are cached: $BOLTZFLOW_CACHE_DIR, by default ~/.cache/boltzflow."""
+    return Path(os.environ.get("BOLTZFLOW_CACHE_DIR", "~/.cache/boltzflow")).expanduser()
+
+
+def _shipped(kind: str) -> Path:
+    """`systems` or `data`: package data in a wheel, beside the package in a checkout."""
+    installed = _PACKAGE / f"_{kind}"
+    return installed if installed.is_dir() else _PACKAGE.parent / kind
+
+
+def _find(text: str) -> Path:
+    if text in list_systems():
+        return _shipped("systems") / text
+    folder = Path(text)
+    if (folder / "system.yaml").is_file():
+        return folder.resolve()
+    if folder.is_dir():
+        raise FormatError(f"system folder {folder}: no system.yaml in it.")
+    raise UnknownNameError(f"unknown system {text!r}; {nearest(text, list_systems())} A folder with a system.yaml works, too.")
+
+
+def _read_definition(path: Path) -> SystemDefinition:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return SystemDefinition.model_validate(values)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path}: not valid YAML: {error}") from None
+    except ValidationError as error:
+        messages = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            hint = f"; {nearest(key, SystemDefinition.model_fields)}" if item["type"] == "extra_forbidden" else ""
+            messages.append(f"key {key!r}: {item['msg']}, got {item['input']!r}{hint}")
+        raise FormatError(f"{path}: {'; '.join(messages)}") from None
