@@ -1,0 +1,5 @@
+"""Networks: conditioners and vector fields."""
+
+from boltzflow.networks.mlp import MLP, CoordinateFeatures, ResidualMLP
+
+__all__ = ["MLP", "CoordinateFeatures", "ResidualMLP"]

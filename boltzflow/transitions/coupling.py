@@ -1,0 +1,200 @@
+"""SplineCoupling: rational-quadratic splines of some coordinates, conditioned on others."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from boltzflow._typing import Bool, Float, Float64, Tensor
+from boltzflow.networks.mlp import MLP, CoordinateFeatures, ResidualMLP
+from boltzflow.run import Run
+from boltzflow.state import State
+from boltzflow.transitions.spline_kernels import conditioned_spline, n_spline_parameters
+from boltzflow.transitions.transition import Bijection
+
+__all__ = ["Conditioner", "SplineCoupling", "alternating_masks"]
+
+_KINDS = ("circle", "interval", "line")
+
+
+class SplineCoupling(Bijection):
+    """Transforms some coordinates of a flat field by splines whose parameters are a function of other coordinates.
+
+    Circles, intervals and lines may be mixed; all of them go through one fused kernel. A new coupling is the identity.
+    Interval coordinates outside [0, 1] become NaN (the Generator counts them as failed); lines are left as they are
+    beyond ±bound; circles are wrapped to (−period/2, period/2].
+
+    Args:
+        kinds: "circle", "interval" or "line" for each of the d coordinates of the field.
+        transformed: Which coordinates are transformed; the rest conditions.
+        field: Name of the field, of shape (batch, d).
+        bins: Bins of each spline.
+        hidden: Widths of the hidden layers of the conditioner.
+        residual: Use residual blocks (one per two hidden layers, all of the first width).
+        harmonics: Harmonics of the circles that the conditioner sees.
+        context: Names in `run.context` to condition on, each with its number of features.
+        bound: Half-length of the part of a line that is bent.
+        period: Period of the circles.
+        min_bin: Smallest width and height of a bin, as a fraction of the domain.
+        min_derivative: Smallest derivative at a knot.
+        fused: Compiled kernels with closed-form gradients; False uses plain eager operations, for torch.func transforms.
+
+    References:
+        Neural Spline Flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032
+        Normalizing Flows on Tori and Spheres (Rezende et al., 2020), https://arxiv.org/abs/2002.02428
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[str],
+        transformed: Bool[Tensor, " d"],
+        *,
+        field: str = "q",
+        bins: int = 8,
+        hidden: Sequence[int] = (128, 128),
+        residual: bool = False,
+        harmonics: int = 1,
+        context: Mapping[str, int] | None = None,
+        bound: float = 5.0,
+        period: float = 2.0 * torch.pi,
+        min_bin: float = 1e-3,
+        min_derivative: float = 1e-3,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        self.field, self.bins, self.fused = field, bins, fused
+        self.bound, self.period, self.min_bin, self.min_derivative = bound, period, min_bin, min_derivative
+        self.conditioner = Conditioner(
+            kinds,
+            transformed,
+            n_spline_parameters(bins),
+            hidden=hidden,
+            residual=residual,
+            harmonics=harmonics,
+            context=context,
+            period=period,
+        )
+        for kind in ("line", "circle"):
+            self.register_buffer(kind, torch.tensor([[kinds[i] == kind] for i in self.conditioner.transformed]))
+
+    def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
+        """Transform; the log-ratio is log|det ∂y/∂x|."""
+        return self._apply_spline(state, run, inverse=False)
+
+    def reverse(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
+        """The exact inverse, with its log|det|."""
+        return self._apply_spline(state, run, inverse=True)
+
+    def _apply_spline(self, state: State, run: Run, *, inverse: bool) -> tuple[State, Float64[Tensor, " batch"]]:
+        # Coordinates stay contiguous rows from one coupling to the next: (batch, d) below is a transposed view.
+        rows = state[self.field].t().contiguous()
+        y, log_derivative = conditioned_spline(
+            rows.index_select(0, self.conditioner.transformed),
+            self.conditioner(rows, run),
+            self.line,
+            self.circle,
+            inverse=inverse,
+            bound=self.bound,
+            period=self.period,
+            min_bin=self.min_bin,
+            min_derivative=self.min_derivative,
+            fused=self.fused,
+        )
+        rows = rows.index_copy(0, self.conditioner.transformed, y)
+        return state.replace(**{self.field: rows.t()}), log_derivative.sum(0, dtype=torch.float64)
+
+    def extra_repr(self) -> str:
+        """Field, and how many coordinates condition and are transformed."""
+        c = self.conditioner
+        return f"field={self.field!r}, conditioning={len(c.conditioning)}, transformed={len(c.transformed)}, bins={self.bins}"
+
+
+class Conditioner(torch.nn.Module):
+    """Raw parameters of the transformed coordinates as a function of the other ones; zero before training.
+
+    Args:
+        kinds: Kind of each coordinate.
+        transformed: Which are transformed.
+        n_parameters: Raw parameters of each transformed coordinate.
+        hidden, residual, harmonics, context, period: See `SplineCoupling`.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[str],
+        transformed: Bool[Tensor, " d"],
+        n_parameters: int,
+        *,
+        hidden: Sequence[int],
+        residual: bool,
+        harmonics: int,
+        context: Mapping[str, int] | None,
+        period: float,
+    ) -> None:
+        super().__init__()
+        unknown = sorted(set(kinds) - set(_KINDS))
+        if unknown:
+            raise ValueError(f"coupling: kinds must be among {_KINDS}, got {unknown}.")
+        if len(kinds) != len(transformed):
+            raise ValueError(f"coupling: expected one kind per coordinate, got {len(kinds)} kinds and a mask of {len(transformed)}.")
+        if bool(transformed.all()) or not bool(transformed.any()):
+            raise ValueError("coupling: at least one coordinate must be transformed and one must condition; use ElementwiseSpline or Affine.")
+        self.register_buffer("transformed", torch.nonzero(transformed).flatten())
+        self.register_buffer("conditioning", torch.nonzero(~transformed).flatten())
+        self.context = dict(context or {})
+        self.features = CoordinateFeatures([kinds[i] for i in self.conditioning], period=period, harmonics=harmonics)
+        n_in = self.features.n_out + sum(self.context.values())
+        if residual:
+            self.trunk = ResidualMLP(n_in, width=hidden[0], blocks=max(1, len(hidden) // 2))
+        else:
+            self.trunk = MLP(n_in, hidden=hidden)
+        self.n_parameters = n_parameters
+        self.head = torch.nn.Linear(self.trunk.n_out, n_parameters * len(self.transformed))
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+
+    def forward(self, rows: Float[Tensor, "d batch"], run: Run) -> Float[Tensor, "n_parameters n_transformed batch"]:
+        """Parameters outermost, batch innermost, contiguous."""
+        x = self.features(rows.index_select(0, self.conditioning).t())
+        if self.context:
+            x = torch.cat([x, *[self._context_features(name, n, x, run) for name, n in self.context.items()]], dim=1)
+        raw = torch.addmm(self.head.bias[:, None], self.head.weight, self.trunk(x).t())
+        return raw.view(self.n_parameters, len(self.transformed), -1)
+
+    def _context_features(self, name: str, n: int, like: Tensor, run: Run) -> Tensor:
+        if run.context is None or name not in run.context:
+            raise ValueError(f"coupling: conditioned on context {name!r} ({n} features), but run.context does not hold it.")
+        value = torch.as_tensor(run.context[name], dtype=like.dtype, device=like.device)
+        value = value.reshape(-1, n) if value.ndim != 1 or n == 1 else value
+        return value.expand(like.shape[0], n)
+
+
+def alternating_masks(d: int, n_couplings: int, rng: torch.Generator) -> list[Bool[Tensor, " d"]]:
+    """Masks of transformed coordinates in complementary pairs, so that coordinates get to condition each other.
+
+    The first pair splits the coordinates in random halves, every further pair splits the groups that are still together: after
+    2 ⌈log2 d⌉ couplings every coordinate has conditioned every other one directly, and no choice of halves does it with fewer. Then it
+    starts again with other halves. Every coordinate is transformed once per pair.
+
+    Args:
+        d: Number of coordinates, at least two.
+        n_couplings: Number of masks.
+        rng: Random stream (its device must be the CPU).
+
+    Returns:
+        One mask per coupling, True where a coordinate is transformed.
+    """
+    if d < 2:
+        raise ValueError(f"alternating_masks: expected at least two coordinates, got {d}.")
+    masks, groups = [], [torch.arange(d)]
+    while len(masks) < n_couplings:
+        mask, halves = torch.zeros(d, dtype=torch.bool), []
+        for group in groups:
+            group = group[torch.randperm(len(group), generator=rng)]
+            # the odd one out goes where fewer are
+            larger = len(group) % 2 and 2 * int(mask.sum()) < sum(len(half) for half in halves)
+            cut = len(group) // 2 + int(larger)
+            mask[group[:cut]] = True
+            halves += [group[:cut], group[cut:]]
+        groups = [half for half in halves if len(half)] if max(map(len, halves)) > 1 else [torch.arange(d)]
+        masks += [mask, ~mask]
+    return masks[:n_couplings]

@@ -1,0 +1,234 @@
+"""Conditioned splines from raw network outputs: one fused elementwise kernel forward, one backward, compiled where possible."""
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+
+import torch
+
+from boltzflow._typing import Bool, Float, Tensor
+from boltzflow.transitions.splines import from_unit, rq_bin, rq_bin_inverse, select_bin, to_unit, unit_scale, wrap_unit
+
+__all__ = ["conditioned_spline", "n_spline_parameters"]
+
+_logger = logging.getLogger(__name__)
+_TURN = 1.0 / (2.0 * math.pi)
+
+
+def n_spline_parameters(bins: int) -> int:
+    """Raw parameters per coordinate: widths, heights, and one derivative per knot (on a circle the last one is the rotation)."""
+    return 3 * bins + 1
+
+
+def conditioned_spline(
+    x: Float[Tensor, "dims batch"],
+    raw: Float[Tensor, "parameters dims batch"],
+    line: Bool[Tensor, "dims 1"],
+    circle: Bool[Tensor, "dims 1"],
+    *,
+    inverse: bool = False,
+    bound: float = 5.0,
+    period: float = 2.0 * math.pi,
+    min_bin: float = 1e-3,
+    min_derivative: float = 1e-3,
+    fused: bool = True,
+) -> tuple[Float[Tensor, "dims batch"], Float[Tensor, "dims batch"]]:
+    """Splines of many coordinates of mixed kind from unconstrained parameters; all zero is the identity.
+
+    Interval coordinates outside [0, 1] give NaN. A line is left as it is beyond ±bound, with derivative one there. A circle is wrapped to
+    (−period/2, period/2], has equal derivatives on both sides of its cut, and is rotated after the spline by the last raw parameter
+    (2π is one turn).
+
+    The batch is innermost and the parameters outermost: the bins are unrolled as rows, so that one loop over (dims, batch)
+    does softmax, cumulative sums, bin selection and the rational-quadratic function in registers. The backward pass is the
+    closed form in one more such loop; it recomputes the bins instead of saving them. Both have an eager twin (the same
+    functions, not compiled), used when there is no working compiler (one logged line) and for a single element.
+
+    Args:
+        x: Points, batch innermost.
+        raw: `n_spline_parameters(bins)` rows: bins widths, bins heights, bins + 1 derivatives.
+        line, circle: Kind of each coordinate; neither means interval.
+        inverse: Map y to x.
+        bound: Half-length of the part of a line that is bent.
+        period: Length of a circle.
+        min_bin: Smallest width and height of a bin, as a fraction of the interval.
+        min_derivative: Smallest derivative at a knot, for u.
+        fused: Use the closed-form backward pass. False differentiates the eager operations instead, for torch.func transforms.
+
+    Returns:
+        Image and log-derivative of the direction that was asked for, elementwise.
+    """
+    bins = (raw.shape[0] - 1) // 3
+    if raw.shape[0] != n_spline_parameters(bins) or bins < 1 or bins * min_bin >= 1.0:
+        raise ValueError(
+            f"conditioned_spline: expected 3·bins + 1 raw parameters with bins·min_bin < 1, got {raw.shape[0]} and min_bin={min_bin}."
+        )
+    constants = (bins, min_bin, min_derivative, bound, period, inverse)
+    if fused:
+        return _Spline.apply(x, raw, line, circle, constants)
+    return _forward_kernel(raw, x, line, circle, *constants)
+
+
+class _Spline(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, raw, line, circle, constants):  # noqa: D102
+        y, log_derivative = _run(_forward_kernel, constants, raw, x, line, circle)
+        ctx.save_for_backward(x, y if constants[-1] else x, raw, line, circle)
+        ctx.constants = constants
+        return y, log_derivative
+
+    @staticmethod
+    def backward(ctx, grad_y, grad_log):  # noqa: D102
+        x, point, raw, *kinds = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            grad_x, grad_raw = _run(_backward_kernel, ctx.constants, raw, point, *kinds, grad_y, grad_log)
+        else:  # create_graph: differentiate the eager operations, which carry second derivatives
+            outputs = _forward_kernel(raw, x, *kinds, *ctx.constants)
+            wanted = [t for t, needed in zip((x, raw), ctx.needs_input_grad, strict=False) if needed]
+            grads = iter(torch.autograd.grad(outputs, wanted, (grad_y, grad_log), create_graph=True))
+            grad_x, grad_raw = (next(grads) if needed else None for needed in ctx.needs_input_grad[:2])
+        return grad_x, grad_raw, None, None, None
+
+
+def _run(kernel: Callable, constants: tuple, raw: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    # A broken tool chain is found out once per process.
+    if _compiler.broken or raw[0].numel() < 2:
+        return kernel(raw, *tensors, *constants)
+    shape = raw.shape[1:]
+    # One flat axis: with kinds broadcast over the batch inductor makes several loops with temporaries between them, six times slower.
+    flat = [tensor.detach().expand(shape).reshape(-1) for tensor in tensors]
+    try:
+        first, second = _compiler.get(kernel, raw.dtype, constants)(raw.detach().flatten(1), *flat)
+    except Exception as error:  # whatever a tool chain raises: no compiler, no headers, no disk
+        result = kernel(raw, *tensors, *constants)
+        _compiler.broken = True
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        _logger.warning("Splines run uncompiled (same numbers, slower): %s", lines[0])
+        return result
+    return first.view(shape), second.view(*second.shape[:-1], *shape)
+
+
+class _Compiler:
+    """Compiled kernels of this process, one per (kernel, dtype, constants)."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.get = functools.cache(self._compile)
+
+    @staticmethod
+    def _compile(kernel: Callable, dtype: torch.dtype, constants: tuple) -> Callable:
+        def specialised(*tensors):
+            return kernel(*tensors, *constants)
+
+        # dynamo counts recompilations per code object and gives up after a few: every variant gets its own
+        specialised.__code__ = specialised.__code__.replace(co_name=f"{kernel.__name__}_{dtype}".replace(".", "_"))
+        return torch.compile(specialised, dynamic=True, fullgraph=True, options={"max_fusion_size": 100_000})
+
+
+_compiler = _Compiler()
+
+
+def _positive(raw, minimum):
+    # zero gives exactly one
+    return minimum + torch.nn.functional.softplus(raw + math.log(math.expm1(1.0 - minimum)))
+
+
+def _knots(rows, minimum):
+    """Probabilities and the inner knots of bins minimum + (1 − K minimum) softmax."""
+    highest = functools.reduce(torch.maximum, rows)
+    exponentials = [torch.exp(row - highest) for row in rows]
+    cumulative = [exponentials[0]]
+    for e in exponentials[1:]:
+        cumulative.append(cumulative[-1] + e)
+    rescale = (1.0 - len(rows) * minimum) / cumulative[-1]
+    inner = [c * rescale + k * minimum for k, c in enumerate(cumulative[:-1], start=1)]
+    return [e * rescale for e in exponentials], inner
+
+
+def _bins(u, raw, line, circle, bins, min_bin, min_derivative, inverse):
+    """Selected bin of every point: knots, raw derivatives, and what the backward pass needs of the softmax."""
+    x_probabilities, x_inner = _knots([raw[k] for k in range(bins)], min_bin)
+    y_probabilities, y_inner = _knots([raw[bins + k] for k in range(bins)], min_bin)
+    zero, one = torch.zeros_like(u), torch.ones_like(u)
+    first = torch.where(line, zero, raw[2 * bins])
+    last = torch.where(line, zero, torch.where(circle, raw[2 * bins], raw[3 * bins]))
+    columns = (
+        [zero, *x_inner, one],
+        [zero, *y_inner, one],
+        [first, *[raw[2 * bins + k] for k in range(1, bins)], last],
+        [zero + float(k) for k in range(bins + 1)],
+    )
+    picked = select_bin(u, y_inner if inverse else x_inner, columns)
+    (left, right), (bottom, top), (r0, r1), (index, _) = picked
+    edges = (left, right, bottom, top, _positive(r0, min_derivative), _positive(r1, min_derivative))
+    return edges, index, x_probabilities, y_probabilities
+
+
+def _forward_kernel(raw, x, line, circle, bins, min_bin, min_derivative, bound, period, inverse):
+    turn = raw[3 * bins] * _TURN
+    u, inside = to_unit(torch.where(circle, x - turn * period, x) if inverse else x, line, circle, bound, period)
+    edges, *_ = _bins(u, raw, line, circle, bins, min_bin, min_derivative, inverse)
+    v, log_derivative = (rq_bin_inverse if inverse else rq_bin)(u, *edges)
+    if not inverse:
+        v = torch.where(circle, wrap_unit(v + turn), v)
+    return from_unit(v, log_derivative, x, inside, line, circle, bound, period)
+
+
+def _backward_kernel(raw, point, line, circle, grad_y, grad_log, bins, min_bin, min_derivative, bound, period, inverse):
+    """Closed-form vector-Jacobian product at the point on the input side of the spline (the image when it ran inversely)."""
+    u, inside = to_unit(point, line, circle, bound, period)
+    edges, index, x_probabilities, y_probabilities = _bins(u, raw, line, circle, bins, min_bin, min_derivative, inverse=False)
+    left, right, bottom, top, d0, d1 = edges
+    width, height = right - left, top - bottom
+    s = height / width
+    xi = (u - left) / width
+    eta = 1.0 - xi
+    p = xi * eta
+    inv_den = 1.0 / (s * (xi * xi + eta * eta) + (d0 + d1) * p)
+    slope = d1 * xi * xi + 2.0 * s * p + d0 * eta * eta
+    inv_slope = 1.0 / slope
+    ratio = xi * (s * xi + d0 * eta) * inv_den
+    ratio_xi = s * slope * inv_den * inv_den
+    derivative = s * ratio_xi
+    log_xi = 2.0 * ((d1 * xi - d0 * eta + s * (eta - xi)) * inv_slope - (d0 + d1 - 2.0 * s) * (eta - xi) * inv_den)
+
+    # An inverse x(y, θ) of f(x, θ) = y has dx = (dy − f_θ dθ)/f_x and log-derivative −log f_x(x, θ).
+    grad_unit = torch.where(inside, unit_scale(grad_y, line, circle, bound, period), 0.0)
+    g_log = torch.where(inside, grad_log, torch.zeros_like(u))
+    if inverse:
+        g_value = -(grad_unit - g_log * log_xi / width) / derivative
+        g_log = -g_log
+        grad_point = -g_value
+    else:
+        g_value = grad_unit
+        grad_point = g_value * derivative + g_log * log_xi / width
+    grad_x = torch.where(inside, unit_scale(grad_point, line, circle, 0.25 / bound, 1.0 / period), torch.where(line, grad_y, 0.0))
+
+    g_ratio = g_value * height
+    g_xi = (g_ratio * ratio_xi + g_log * log_xi) / width
+    g_s = (
+        g_ratio * (xi * xi - ratio * (xi * xi + eta * eta)) * inv_den + g_log * (2.0 / s + 2.0 * p * inv_slope - 2.0 * (1.0 - 2.0 * p) * inv_den)
+    ) / width
+    g_d0 = (g_ratio * p * (1.0 - ratio) - 2.0 * g_log * p) * inv_den + g_log * eta * eta * inv_slope
+    g_d1 = (-g_ratio * ratio * p - 2.0 * g_log * p) * inv_den + g_log * xi * xi * inv_slope
+    g_d0 = g_d0 * (1.0 - torch.exp(min_derivative - d0))
+    g_d1 = g_d1 * (1.0 - torch.exp(min_derivative - d1))
+
+    rows = _softmax_gradient(x_probabilities, index, -g_xi, -g_xi * xi - g_s * s, left, width, min_bin)
+    rows += _softmax_gradient(y_probabilities, index, g_value, g_value * ratio + g_s, bottom, height, min_bin)
+    zero = torch.zeros_like(u)
+    at_knot = [torch.where(index == float(k), g_d0, torch.where(index == float(k - 1), g_d1, zero)) for k in range(bins + 1)]
+    at_knot[0] = torch.where(line, zero, at_knot[0] + torch.where(circle, at_knot[bins], zero))
+    at_knot[bins] = torch.where(line, zero, torch.where(circle, g_value * _TURN, at_knot[bins]))
+    return grad_x, torch.stack(rows + at_knot)
+
+
+def _softmax_gradient(probabilities, index, g_start, g_size, start, size, minimum):
+    """Gradient with respect to the raw rows, given those with respect to start and size of the selected bin."""
+    mean = g_start * (start - index * minimum) + g_size * (size - minimum)
+    total = 1.0 - len(probabilities) * minimum
+    return [
+        p * (torch.where(index > float(k), g_start, torch.where(index == float(k), g_size, torch.zeros_like(size))) - mean / total)
+        for k, p in enumerate(probabilities)
+    ]
