@@ -1,1 +1,17 @@
-""""""
+"""Chains that sample a Target at equilibrium: batched parallel tempering, and plain molecular dynamics as the check."""
+
+from boltzflow.simulation.diagnostics import entries, independent_visits, series_diagnostics, split_r_hat
+from boltzflow.simulation.parallel_tempering import ParallelTempering, TemperedRows
+from boltzflow.simulation.relaxation import relax
+from boltzflow.simulation.result import ChainResult
+
+__all__ = [
+    "ChainResult",
+    "ParallelTempering",
+    "TemperedRows",
+    "entries",
+    "independent_visits",
+    "relax",
+    "series_diagnostics",
+    "split_r_hat",
+]

@@ -25,7 +25,7 @@ class HMC(MetropolisKernel):
     """Hamiltonian Monte Carlo: momenta drawn fresh, leapfrog, Metropolis test on the total energy, momenta discarded.
 
     Time is in reduced units: with x in nm and masses m in any unit the velocity has variance 1/m and the step is in
-    nm·√m. Masses change no ensemble average, only how fast it is sampled. Each leapfrog step costs one force evaluation.
+    nm·√m. Masses change no ensemble average, only how fast it is sampled. A leapfrog step costs one force evaluation.
     Where the space of an (n, D) field excludes translations the centre of mass stays where it is.
 
     Args:

@@ -14,7 +14,8 @@ __all__ = ["MALA"]
 class MALA(MetropolisKernel):
     """Metropolis-adjusted Langevin: y = x − ε ∇u(x) + √(2ε) n, accepted with the ratio of both proposal densities.
 
-    A drifted proposal accepted with exp(−Δu) alone would leave another density invariant. One force evaluation per step.
+    A drifted proposal accepted with exp(−Δu) alone would leave another density invariant. One force evaluation per
+    step.
 
     Args:
         step_size: ε, a number or one per row.

@@ -40,13 +40,14 @@ def moved_fields(state: State, run: Run) -> tuple[str, ...]:
     for name in moved:
         if state.spaces[name].kind == "sphere":
             raise ValueError(
-                f"Field {name!r} lives on a sphere, where Cartesian steps are not reversible; expected line, interval, circle or box."
+                f"Field {name!r} lives on a sphere, where Cartesian steps are not reversible; expected line, interval, "
+                "circle or box."
             )
     return moved
 
 
 def moves_centre(space: Space) -> bool:
-    """Whether steps may move the centre of the particles: not where the space of an (n, D) field excludes translations."""
+    """Whether steps may move the centre of the particles: not where an (n, D) field has no translations."""
     return not (
         space.kind == "line" and len(space.shape) == 2 and space.dimension <= (space.shape[0] - 1) * space.shape[1]
     )
@@ -107,7 +108,8 @@ class MetropolisKernel(DetailedBalance):
         """Propose y for every row.
 
         Returns:
-            The proposal with its energy evaluated, and log [p(y) q(y→x)] − log [p(x) q(x→y)], shape (batch,); NaN rejects.
+            The proposal with its energy evaluated, and log [p(y) q(y→x)] − log [p(x) q(x→y)], shape (batch,); NaN
+            rejects.
         """
 
     def step(self, state: State, run: Run) -> State:

@@ -122,10 +122,10 @@ def rotate_about_bond(
 class TorsionMove(MetropolisKernel):
     """Rotate the smaller side of a molecule about a randomly chosen bond of each row; acts on the field "positions".
 
-    The angle comes from a symmetric mixture: uniform over the circle, Gaussian, or ±2π/3 (which permutes a methyl group).
-    Bond lengths and angles stay, so basins that only high barriers separate are joined by one move. The proposal is
-    symmetric and volume preserving. Where the State carries a force, the proposal's force is evaluated with its energy,
-    so that a following gradient step needs no evaluation of its own.
+    The angle comes from a symmetric mixture: uniform over the circle, Gaussian, or ±2π/3 (which permutes a methyl
+    group). Bond lengths and angles stay, so basins that only high barriers separate are joined by one move. The
+    proposal is symmetric and volume preserving. Where the State carries a force, the proposal's force is evaluated with
+    its energy, so that a following gradient step needs no evaluation of its own.
 
     Args:
         axes: Bonds to choose from, each with equal probability.
@@ -147,7 +147,8 @@ class TorsionMove(MetropolisKernel):
         super().__init__(n_steps=n_steps, level=level)
         if len(weights) != 3 or min(weights) < 0 or sum(weights) <= 0:
             raise ValueError(
-                f"TorsionMove weights: expected three non-negative numbers (uniform, Gaussian, threefold), got {weights}."
+                "TorsionMove weights: expected three non-negative numbers (uniform, Gaussian, threefold), "
+                f"got {weights}."
             )
         if not width > 0:
             raise ValueError(f"TorsionMove width: expected a positive angle in rad, got {width}.")

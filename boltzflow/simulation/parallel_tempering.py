@@ -1,0 +1,341 @@
+"""Batched parallel tempering of any Target: all temperatures and independent ladders in one batch."""
+
+import copy
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from boltzflow._typing import Float64, Tensor
+from boltzflow.errors import CheckpointMismatchError
+from boltzflow.run import Context, Ledger, Run, make_rng, new_seed
+from boltzflow.simulation.diagnostics import series_diagnostics
+from boltzflow.simulation.relaxation import relax
+from boltzflow.simulation.result import ChainResult
+from boltzflow.state import Evaluation, State
+from boltzflow.targets.target import Target
+from boltzflow.transitions.metropolis import MetropolisKernel
+from boltzflow.transitions.swap import swap_neighbours
+
+__all__ = ["ParallelTempering", "TemperedRows"]
+
+_log = logging.getLogger(__name__)
+
+Observable = Callable[[State], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class TemperedRows:
+    """A level at which every row has an inverse temperature of its own: energy β u, force β f.
+
+    Args:
+        target: The Target at β = 1.
+        beta: β of every row, shape (batch,), float64.
+    """
+
+    target: Target
+    beta: Tensor
+
+    @property
+    def terms(self) -> tuple[tuple[float, Target], ...]:
+        """The leaf Target."""
+        return ((1.0, self.target),)
+
+    def energy(self, state: State, run: Run) -> tuple[Float64[Tensor, " batch"], State]:
+        """β u and the State that carries u."""
+        u, state = run.evaluate(self.target, state)
+        return self.beta * u, state
+
+    def energy_and_force(self, state: State, run: Run) -> tuple[Float64[Tensor, " batch"], dict[str, Tensor], State]:
+        """β u, β f and the State that carries u and f."""
+        u, force, state = run.evaluate_with_force(self.target, state)
+        scaled = {k: self.beta.to(f.dtype).reshape(-1, *[1] * (f.ndim - 1)) * f for k, f in force.items()}
+        return self.beta * u, scaled, state
+
+
+class ParallelTempering:
+    """Replica exchange with n_chains independent ladders of n_temperatures walkers, all rows of one batch.
+
+    A sweep applies every kernel once to every row and then tries to swap neighbouring temperatures, even and odd pairs
+    in turn. A walker keeps its row (configuration, energy, force) and changes its temperature. Where a kernel has a
+    `step_size`, `burn_in` adapts it for every temperature towards the kernel's `target_acceptance`; afterwards it is
+    frozen, so that the recorded chain has the exact stationary distribution.
+
+    Args:
+        target: Sampled at the first temperature, which must be its own.
+        start: One row, one per ladder, or one per walker (temperatures slowest); relaxed before use. Its device and
+            dtype are those of the simulation.
+        temperatures: Rising; only ratios matter: β_k = T_0 / T_k multiplies u. A single one gives plain chains.
+        n_chains: Independent ladders.
+        kernels: Applied in this order in every sweep; copied.
+        observables: Name to a function of the State of the cold walkers, (n_chains,), recorded at every record.
+        context: Passed on to the Target.
+        n_relax: Relaxation steps of the start.
+        seed: Random by default, and kept.
+
+    Raises:
+        ValueError: If temperatures, n_chains or the rows of the start do not fit.
+        NonFiniteEnergyError: If the relaxed start has a non-finite energy.
+
+    References:
+        Hukushima and Nemoto, J. Phys. Soc. Jpn. 65, 1604 (1996); Robbins and Monro, Ann. Math. Stat. 22, 400 (1951).
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        start: State,
+        *,
+        temperatures: Sequence[float],
+        n_chains: int,
+        kernels: Sequence[MetropolisKernel],
+        observables: Mapping[str, Observable] | None = None,
+        context: Context | None = None,
+        n_relax: int = 100,
+        seed: int | None = None,
+    ) -> None:
+        ladder = torch.tensor([float(t) for t in temperatures], dtype=torch.float64)
+        if len(ladder) == 0 or not bool((ladder > 0).all() and (ladder.diff() > 0).all()):
+            raise ValueError(
+                f"temperatures: expected rising positive numbers, the target's first; got {list(temperatures)}."
+            )
+        if n_chains < 1:
+            raise ValueError(f"n_chains: expected at least 1, got {n_chains}.")
+        if not kernels:
+            raise ValueError("kernels: expected at least one, got none.")
+        self.target, self.n_chains, self.n_rungs = target, n_chains, len(ladder)
+        self.temperatures = ladder.tolist()
+        self.kernels = [copy.deepcopy(k) for k in kernels]
+        self.observables = dict(observables or {})
+        self.seed = new_seed() if seed is None else seed
+        self._device = start.device
+        self._betas = (ladder[0] / ladder).to(self._device)
+        self._run = Run(make_rng(self.seed, device=self._device), context=context)
+        n_rows = self.n_rungs * n_chains
+        if len(start) not in (1, n_chains, n_rows):
+            raise ValueError(f"start: expected 1, {n_chains} or {n_rows} rows, got {len(start)}.")
+        start = State({k: start[k] for k in target.fields}, target.fields).detach()
+        relaxed = relax(target, start, self._run, n_steps=n_relax)
+        self._state = relaxed.index(torch.arange(n_rows, device=self._device) % len(start))
+        self._walker_at = torch.arange(self.n_rungs, device=self._device)[:, None].repeat(1, n_chains)
+        self._label = torch.zeros_like(self._walker_at)
+        self._tuned = [i for i, k in enumerate(self.kernels) if hasattr(k, "step_size")]
+        self.step_sizes = {
+            i: self.kernels[i].step_size.double().expand(self.n_rungs).to(self._device) for i in self._tuned
+        }
+        self._sweeps = 0
+        self._reset()
+
+    @property
+    def ledger(self) -> Ledger:
+        """Evaluations up to now."""
+        return self._run.ledger
+
+    def _reset(self) -> None:
+        """Start counting anew."""
+        zeros = torch.zeros(max(self.n_rungs - 1, 0), dtype=torch.float64, device=self._device)
+        self._swaps, self._tried = zeros, zeros.clone()
+        self._trips = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._accepted = torch.zeros(len(self.kernels), self.n_rungs, dtype=torch.float64, device=self._device)
+        self._counted = 0
+
+    def _sweep(self) -> Tensor:
+        """All kernels, then swaps of one parity; returns the mean acceptance by kernel and rung."""
+        rung = self._walker_at.argsort(0)
+        rows = rung.flatten()
+        run = self._run.at(TemperedRows(self.target, self._betas[rows]))
+        acceptance = torch.zeros_like(self._accepted)
+        for i, kernel in enumerate(self.kernels):
+            if i in self.step_sizes:
+                kernel.step_size = self.step_sizes[i][rows]
+            self._state = kernel.step(self._state, run)
+            acceptance[i].index_add_(0, rows, kernel.last_acceptance / self.n_chains)
+        self._accepted += acceptance
+        self._counted += 1
+        self._sweeps += 1
+        if self.n_rungs > 1:
+            self._swap(self._sweeps % 2)
+        return acceptance
+
+    def _swap(self, parity: int) -> None:
+        u, self._state = self._run.evaluate(self.target, self._state)
+        self._walker_at, accept = swap_neighbours(
+            self._walker_at, u.reshape(self.n_rungs, self.n_chains), self._betas, parity=parity, rng=self._run.rng
+        )
+        self._swaps[parity::2] += accept.double().mean(1)
+        self._tried[parity::2] += 1
+        rung = self._walker_at.argsort(0)
+        bottom, top = rung == 0, rung == self.n_rungs - 1
+        # a round trip: from the bottom to the top and back; label 1 after the bottom, 2 after the top that follows
+        self._trips += (bottom & (self._label == 2)).sum()
+        self._label = torch.where(bottom, 1, torch.where(top & (self._label == 1), 2, self._label))
+
+    def burn_in(self, n_sweeps: int) -> None:
+        """Equilibrate, and adapt the step sizes to every temperature by stochastic approximation; then freeze them.
+
+        The frozen step is the average of its logarithm over the second half.
+
+        Args:
+            n_sweeps: At least a few dozen for the adaptation to settle.
+        """
+        log_step = {i: s.log() for i, s in self.step_sizes.items()}
+        mean = {i: torch.zeros_like(s) for i, s in log_step.items()}
+        first = n_sweeps // 2
+        for t in range(n_sweeps):
+            acceptance = self._sweep()
+            for i in log_step:
+                log_step[i] = log_step[i] + (acceptance[i] - self.kernels[i].target_acceptance) / (1 + t) ** 0.5
+                self.step_sizes[i] = log_step[i].exp()
+                if t >= first:
+                    mean[i] = mean[i] + log_step[i] / (n_sweeps - first)
+        if n_sweeps:
+            self.step_sizes = {i: m.exp() for i, m in mean.items()}
+        self._reset()
+        _log.info("step sizes after burn-in: %s", {i: s.tolist() for i, s in self.step_sizes.items()})
+
+    def run(
+        self,
+        n_records: int,
+        *,
+        sweeps_per_record: int = 1,
+        records_per_frame: int = 1,
+        chunk: int = 1000,
+        on_chunk: Callable[[ChainResult], None] | None = None,
+    ) -> ChainResult:
+        """Sample with frozen step sizes.
+
+        Args:
+            n_records: How often energies and observables of the cold walkers are recorded.
+            sweeps_per_record: Sweeps between records.
+            records_per_frame: Configurations are kept at every such record, the last of each group.
+            chunk: Frames per call of `on_chunk`.
+            on_chunk: Is handed finished frames (a ChainResult without observables and diagnostics), e.g. to write
+                them; they are then not kept in memory. The state of the simulation at that moment is `state_dict()`.
+
+        Returns:
+            Frames, series and diagnostics. Counters run on from call to call since the burn-in.
+        """
+        for name, value in (
+            ("n_records", n_records),
+            ("sweeps_per_record", sweeps_per_record),
+            ("records_per_frame", records_per_frame),
+            ("chunk", chunk),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}.")
+        began = time.perf_counter()
+        series: dict[str, list[Tensor]] = {"reduced_energy": [], **{name: [] for name in self.observables}}
+        frames: list[tuple[int, State, Tensor]] = []
+        for record in range(1, n_records + 1):
+            for _ in range(sweeps_per_record):
+                self._sweep()
+            u, cold = self._cold()
+            series["reduced_energy"].append(u)
+            for name, observable in self.observables.items():
+                series[name].append(observable(cold).double())
+            if record % records_per_frame == 0:
+                frames.append((self._counted, cold, u))
+                if on_chunk is not None and len(frames) == chunk:
+                    on_chunk(self._result(frames, {}, {}, began))
+                    frames = []
+        if on_chunk is not None and frames:
+            on_chunk(self._result(frames, {}, {}, began))
+            frames = []
+        observables = {name: torch.stack(values).cpu() for name, values in series.items()}
+        return self._result(
+            frames, observables, self.diagnostics() | {"series": series_diagnostics(observables)}, began
+        )
+
+    def _cold(self) -> tuple[Tensor, State]:
+        rows = self._walker_at[0] * self.n_chains + torch.arange(self.n_chains, device=self._device)
+        u, self._state = self._run.evaluate(self.target, self._state)
+        return u[rows], self._state.index(rows)
+
+    def _result(
+        self, frames: list, observables: dict[str, Tensor], diagnostics: dict[str, Any], began: float
+    ) -> ChainResult:
+        samples = {k: torch.stack([s[k] for _, s, _ in frames]).cpu() for k in self.target.fields} if frames else {}
+        energies = (
+            torch.stack([u for _, _, u in frames]).cpu()
+            if frames
+            else torch.zeros(0, self.n_chains, dtype=torch.float64)
+        )
+        return ChainResult(
+            samples,
+            energies,
+            torch.tensor([sweep for sweep, _, _ in frames], dtype=torch.int64),
+            torch.arange(self.n_chains),
+            observables,
+            diagnostics,
+            copy.deepcopy(self.ledger),
+            time.perf_counter() - began,
+        )
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Since the burn-in: swap rate by pair, round trips, acceptance and step size by kernel and temperature."""
+        return {
+            "temperatures": self.temperatures,
+            "n_sweeps": self._counted,
+            "swap_rates": (self._swaps / self._tried.clamp(min=1)).tolist(),
+            "round_trips": int(self._trips),
+            "acceptance": (self._accepted / max(self._counted, 1)).tolist(),
+            "step_sizes": {i: s.tolist() for i, s in self.step_sizes.items()},
+            "seed": self.seed,
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "target": self.target.name,
+            "temperatures": self.temperatures,
+            "n_chains": self.n_chains,
+            "kernels": [type(k).__name__ for k in self.kernels],
+            "seed": self.seed,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values from which a simulation built with the same arguments goes on bit for bit."""
+        u, force, self._state = self._run.evaluate_with_force(self.target, self._state)
+        return {
+            "identity": self._identity(),
+            "fields": dict(self._state.fields),
+            "energy": u,
+            "force": force,
+            "walker_at": self._walker_at,
+            "label": self._label,
+            "step_sizes": dict(self.step_sizes),
+            "counters": [self._swaps.clone(), self._tried.clone(), self._trips.clone(), self._accepted.clone()],
+            "sweeps": [self._sweeps, self._counted],
+            "rng": self._run.rng.get_state(),
+            "ledger": self.ledger.as_dict(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`.
+
+        Raises:
+            CheckpointMismatchError: If it belongs to another target, ladder, number of chains, list of kernels or seed.
+        """
+        mine = self._identity()
+        wrong = {k: (v, saved["identity"].get(k)) for k, v in mine.items() if saved["identity"].get(k) != v}
+        if wrong:
+            listed = "; ".join(f"{k}: here {a!r}, saved {b!r}" for k, (a, b) in wrong.items())
+            raise CheckpointMismatchError(
+                f"This checkpoint belongs to another simulation ({listed}); build it with the saved settings."
+            )
+        state = State(dict(saved["fields"]), self.target.fields)
+        evaluation = Evaluation(saved["energy"], dict(saved["force"]), self._run.context)
+        self._state = state.with_evaluation(self.target, evaluation)
+        self._walker_at, self._label = saved["walker_at"], saved["label"]
+        self.step_sizes = dict(saved["step_sizes"])
+        self._swaps, self._tried, self._trips, self._accepted = (t.clone() for t in saved["counters"])
+        self._sweeps, self._counted = saved["sweeps"]
+        self._run.rng.set_state(saved["rng"])
+        for counter, values in zip(
+            (self.ledger.energies, self.ledger.forces, self.ledger.nonfinite), saved["ledger"].values(), strict=True
+        ):
+            counter.clear()
+            counter.update(Counter(values))
