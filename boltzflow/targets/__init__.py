@@ -1,5 +1,48 @@
 """Targets: unnormalised densities exp(−u), and the bases from which Generators start."""
 
+from boltzflow.targets.bases import (
+    Dirac,
+    FramesBase,
+    Gaussian,
+    MeanFreeGaussian,
+    ProductBase,
+    TruncatedNormal,
+    Uniform,
+    VonMises,
+)
+from boltzflow.targets.funnel import Funnel
+from boltzflow.targets.harmonic import Harmonic, harmonic_pair
+from boltzflow.targets.mixture import GaussianMixture, gmm9, gmm25, gmm40
+from boltzflow.targets.molecule import MoleculeTarget
+from boltzflow.targets.particles import DoubleWellCluster, LennardJonesCluster, PairTarget
 from boltzflow.targets.target import Base, Target
+from boltzflow.targets.wells import DoubleWell, ManyWell, Wells, mw52, mw54
 
-__all__ = ["Base", "Target"]
+__all__ = [
+    "Base",
+    "Dirac",
+    "DoubleWell",
+    "DoubleWellCluster",
+    "FramesBase",
+    "Funnel",
+    "Gaussian",
+    "GaussianMixture",
+    "Harmonic",
+    "LennardJonesCluster",
+    "ManyWell",
+    "MeanFreeGaussian",
+    "MoleculeTarget",
+    "PairTarget",
+    "ProductBase",
+    "Target",
+    "TruncatedNormal",
+    "Uniform",
+    "VonMises",
+    "Wells",
+    "gmm9",
+    "gmm25",
+    "gmm40",
+    "harmonic_pair",
+    "mw52",
+    "mw54",
+]
