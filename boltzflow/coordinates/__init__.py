@@ -1,6 +1,25 @@
-"""Pure coordinate maps: internal coordinates (Z-matrix), mean-free coordinates, rigid alignment, the torus."""
+"""Pure coordinate maps: internal coordinates (Z-matrix) and their sectors, mean-free coordinates, alignment, the torus."""
 
+from boltzflow.coordinates.alignment import align, rmsd
+from boltzflow.coordinates.domain import InternalDomain
 from boltzflow.coordinates.internal import InternalCoordinateMap, InternalCoordinates
+from boltzflow.coordinates.mean_free import from_mean_free, mean_free_basis, project_mean_free, to_mean_free
+from boltzflow.coordinates.sector import LabelSector
+from boltzflow.coordinates.torus import circular_difference, wrap
 from boltzflow.coordinates.zmatrix import ZMatrix
 
-__all__ = ["InternalCoordinateMap", "InternalCoordinates", "ZMatrix"]
+__all__ = [
+    "InternalCoordinateMap",
+    "InternalCoordinates",
+    "InternalDomain",
+    "LabelSector",
+    "ZMatrix",
+    "align",
+    "circular_difference",
+    "from_mean_free",
+    "mean_free_basis",
+    "project_mean_free",
+    "rmsd",
+    "to_mean_free",
+    "wrap",
+]

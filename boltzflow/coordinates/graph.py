@@ -67,9 +67,7 @@ def colour_classes(elements: Sequence[int], neighbours: Sequence[Sequence[int]])
     """
     colours = _ranked([(z,) for z in elements])
     while True:
-        refined = _ranked(
-            [(colours[a], *sorted(colours[b] for b in neighbours[a])) for a in range(len(neighbours))]
-        )
+        refined = _ranked([(colours[a], *sorted(colours[b] for b in neighbours[a])) for a in range(len(neighbours))])
         if max(refined, default=0) == max(colours, default=0):
             return refined
         colours = refined
