@@ -6,6 +6,7 @@ from boltzflow.forcefield.generalized_born import GeneralizedBorn
 from boltzflow.forcefield.harmonic_angle import HarmonicAngles
 from boltzflow.forcefield.harmonic_bond import HarmonicBonds
 from boltzflow.forcefield.nonbonded import Nonbonded
+from boltzflow.forcefield.openmm_bridge import OpenMMPotential, WorkerError
 from boltzflow.forcefield.periodic_torsion import PeriodicTorsions
 from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField
 from boltzflow.forcefield.registry import from_openmm, register_force
@@ -20,8 +21,10 @@ __all__ = [
     "HarmonicAngles",
     "HarmonicBonds",
     "Nonbonded",
+    "OpenMMPotential",
     "PeriodicTorsions",
     "Term",
+    "WorkerError",
     "from_openmm",
     "register_force",
 ]

@@ -1,0 +1,107 @@
+"""Energies and forces per second: the torch force field against a loop over one OpenMM Context, in the same run.
+
+python benchmarks/forcefield.py [--threads 1] [--output results.json]
+"""
+
+import argparse
+import functools
+from pathlib import Path
+
+import openmm
+import torch
+from _record import best_seconds, record
+from openmm import app, unit
+
+from boltzflow.forcefield import from_openmm
+
+FOLDER = Path(__file__).parents[1] / "systems" / "alanine_dipeptide"
+
+
+def systems() -> dict[str, openmm.System]:
+    topology = app.PDBFile(str(FOLDER / "topology.pdb")).topology
+    return {
+        "alanine_dipeptide (ff96, OBC1 as CustomGBForce)": openmm.XmlSerializer.deserialize(
+            (FOLDER / "system.xml").read_text()
+        ),
+        "the same molecule (ff99SB-ILDN, OBC2 as GBSAOBCForce)": app.ForceField(
+            "amber99sbildn.xml", "amber99_obc.xml"
+        ).createSystem(topology),
+        "the same molecule (ff99SB-ILDN, vacuum)": app.ForceField("amber99sbildn.xml").createSystem(topology),
+    }
+
+
+def openmm_loop(system: openmm.System, positions: torch.Tensor, platform: str) -> float:
+    """Return conformations per second of one Context on one thread."""
+    properties = {"Threads": "1"} if platform == "CPU" else {}
+    context = openmm.Context(
+        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform), properties
+    )
+    arrays = list(positions.double().numpy())
+
+    def run() -> None:
+        for x in arrays:
+            context.setPositions(x)
+            state = context.getState(getEnergy=True, getForces=True)
+            state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+            state.getForces(asNumpy=True)
+
+    return len(arrays) / best_seconds(run, repeats=3)
+
+
+def forward_and_backward(forcefield: torch.nn.Module, x: torch.Tensor) -> None:
+    forcefield(x.clone().requires_grad_()).sum().backward()
+
+
+def torch_rates(system: openmm.System, positions: torch.Tensor, device: str) -> dict[str, float]:
+    rates = {}
+    for dtype in (torch.float64, torch.float32):
+        eager = from_openmm(system, dtype=dtype).to(device)
+        kinds = {"eager": eager} if device != "cpu" else {"eager": eager, "compiled": eager.compiled()}
+        for kind, forcefield in kinds.items():
+            for batch in (256, 1024, len(positions)):
+                x = positions[:batch].to(device, dtype)
+                if kind == "eager" and device == "cpu" and batch > 1024:
+                    continue
+                seconds = best_seconds(lambda f=forcefield, x=x: f.energy_and_force(x), synchronise=device != "cpu")
+                rates[f"{kind} {str(dtype).removeprefix('torch.')} batch {batch}"] = batch / seconds
+
+        x = positions[:256].to(device, dtype)
+        step = functools.partial(forward_and_backward, kinds.get("compiled", eager), x)
+        name = f"forward + backward {str(dtype).removeprefix('torch.')} batch 256"
+        rates[name] = 256 / best_seconds(step, synchronise=device != "cpu")
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    minimised = torch.tensor(
+        app.PDBFile(str(FOLDER / "topology.pdb")).getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+    )
+    noise = torch.randn(16384, 22, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    positions = minimised + 0.005 * noise
+    results = {"unit": "energies with forces per second", "device": arguments.device}
+    for name, system in systems().items():
+        loops = {}
+        for platform in ("Reference", "CPU"):
+            loops[platform] = openmm_loop(system, positions[:256], platform)
+        rates = torch_rates(system, positions, arguments.device)
+        fastest = max(loops.values())
+        results[name] = {
+            "one OpenMM Context, one thread": loops,
+            "torch": rates,
+            "torch over the faster OpenMM platform": {key: rate / fastest for key, rate in rates.items()},
+        }
+        print(f"{name}: OpenMM {fastest:.0f}/s")
+        for key, rate in rates.items():
+            print(f"    {key:32s} {rate:12.0f}/s   {rate / fastest:8.1f} x")
+    print(record("forcefield", results, arguments.output))
+
+
+if __name__ == "__main__":
+    main()
