@@ -1,4 +1,4 @@
-"""Pure coordinate maps: internal coordinates (Z-matrix) and their sectors, mean-free coordinates, alignment, the torus."""
+"""Pure coordinate maps: internal coordinates and their label sectors, mean-free coordinates, alignment, the torus."""
 
 from boltzflow.coordinates.alignment import align, rmsd
 from boltzflow.coordinates.domain import InternalDomain

@@ -124,8 +124,8 @@ def _bonded_hessian(
         lengths = (i - j).norm(dim=-1)
         i, j, k = x[angle_atoms].unbind(1)
         bends = torch.atan2(torch.linalg.cross(i - j, k - j).norm(dim=-1), ((i - j) * (k - j)).sum(-1))
-        i, j, k, l = x[torsion_atoms].unbind(1)
-        n1, n2 = torch.linalg.cross(i - j, k - j), torch.linalg.cross(l - k, k - j)
+        i, j, k, last = x[torsion_atoms].unbind(1)
+        n1, n2 = torch.linalg.cross(i - j, k - j), torch.linalg.cross(last - k, k - j)
         twists = torch.atan2((k - j).norm(dim=-1) * ((i - j) * n2).sum(-1), (n1 * n2).sum(-1))
         return torch.cat([lengths, bends, twists])
 

@@ -118,8 +118,8 @@ class InternalCoordinateMap(nn.Module):
         n_atoms = self.zmatrix.n_atoms
         if positions.shape[1] != n_atoms:
             raise ValueError(
-                f"positions: expected (batch, {n_atoms}, 3), got {tuple(positions.shape)}; pass all atoms of the Z-matrix, "
-                "in the order of its topology"
+                f"positions: expected (batch, {n_atoms}, 3), got {tuple(positions.shape)}; pass all atoms of the "
+                "Z-matrix, in the order of its topology"
             )
         r = positions.permute(2, 1, 0).contiguous()
         v = r.index_select(1, self._heads) - r.index_select(1, self._tails)

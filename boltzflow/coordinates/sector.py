@@ -174,7 +174,7 @@ class LabelSector(nn.Module):
     def _extra_corners(
         self, corners: list[tuple[int, int, int, int]], neighbours: list[list[int]], hydrogens: dict[int, list[int]]
     ) -> list[tuple[int, int, int, int]]:
-        """Return three neighbours of each four-coordinate centre that ring closure left with fewer than two siblings."""
+        """Return three neighbours of each four-coordinate centre that ring closure left with too few siblings."""
         kept = [corner[0] for corner in corners]
         extra = []
         for b, around in enumerate(neighbours):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import openmm
@@ -75,6 +76,14 @@ def water() -> Molecule:
     return Molecule([8, 1, 1], ["O", "H1", "H2"], [(0, 1), (0, 2)], positions)
 
 
+def tetrahedral(elements: list[int]) -> Molecule:
+    """A carbon (atom 0) with four neighbours of the given elements at the corners of a tetrahedron."""
+    corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
+    positions = torch.cat([torch.zeros(1, 3, dtype=torch.float64), 0.06 * corners])
+    return Molecule([6, *elements], ["C", *"WXYZ"], [(0, a) for a in range(1, 5)], positions)
+
+
+@cache
 def protein() -> Molecule:
     """The first 12 residues of the peptide chain in OpenMM's own example file, prolines and rings included."""
     pdb = app.PDBFile(str(Path(app.__file__).parent / "data" / "test.pdb"))
