@@ -1,4 +1,4 @@
-"""Physical systems, one folder each: the registry is the folder listing, here, in an installed package, or wherever a user keeps his."""
+"""Physical systems, one folder each: the registry is the folder listing, and any folder of a user works as well."""
 
 import hashlib
 import logging
@@ -16,9 +16,9 @@ from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.coordinates.sector import LabelSector
 from boltzflow.coordinates.zmatrix import ZMatrix
 from boltzflow.errors import CheckpointMismatchError, FormatError, UnknownNameError, nearest
+from boltzflow.forcefield.compiled import CompiledForceField
 from boltzflow.forcefield.potential import ForceField
 from boltzflow.generators.generator import Generator
-from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
 from boltzflow.io.config import RunConfig, load_config
 from boltzflow.targets.molecule import MoleculeTarget, as_temperature
@@ -44,10 +44,10 @@ class SystemDefinition(BaseModel):
     description: str
     temperature: float = Field(gt=0, description="K")
     system: str = Field("system.xml", description="Serialised openmm.System.")
-    topology: str = Field("topology.pdb", description="Topology, and a relaxed structure that fixes the hand of stereo-centres.")
-    data: str | None = Field(None, description="Folder of reference ensembles and checkpoints; None = the one that ships.")
+    topology: str = Field("topology.pdb", description="Topology, with a relaxed structure that fixes the sector.")
+    data: str | None = Field(None, description="Folder of references and checkpoints; None = the one that ships.")
     recipe: str | None = Field(None, description="Recipe that made checkpoint.pt.")
-    energies: tuple[float, ...] = Field((), description="OpenMM energies (kJ/mol) of `probe_positions`, verified on load.")
+    energies: tuple[float, ...] = Field((), description="OpenMM energies of `probe_positions`, kJ/mol; verified.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +153,8 @@ class System:
         return openmm.XmlSerializer.deserialize(self._system_bytes.decode())
 
     @cached_property
-    def potential(self) -> ForceField:
-        """The torch force field, (batch, n_atoms, 3) nm → (batch,) kJ/mol.
+    def potential(self) -> CompiledForceField:
+        """The torch force field, (batch, n_atoms, 3) nm → (batch,) kJ/mol; eager where there is no C++ compiler.
 
         Its parameters are cached in `cache_folder()`, after which OpenMM is no longer needed.
 
@@ -171,7 +171,7 @@ class System:
         except Exception as error:  # whatever is wrong with a cache, it is made anew
             logger.info("cached force field %s is of no use (%s); it is made anew", cached, error)
             potential = self._convert(cached)
-        return potential.to(self.dtype)
+        return potential.to(self.dtype).compiled()
 
     def _convert(self, cached: Path) -> ForceField:
         from boltzflow.forcefield import from_openmm
@@ -179,8 +179,8 @@ class System:
         potential = from_openmm(self.openmm_system)
         self._verify(potential)
         try:
-            with atomic_path(cached) as temporary:
-                potential.save(temporary)
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            potential.save(cached)
         except OSError as error:
             logger.info("the force field is not cached: %s", error)
         return potential
@@ -237,7 +237,8 @@ class System:
         """
         name = name or self.definition.recipe
         if name not in self.recipes:
-            raise UnknownNameError(f"system {self.definition.name} has no recipe {name!r}; {nearest(str(name), self.recipes)}")
+            hint = nearest(str(name), self.recipes)
+            raise UnknownNameError(f"system {self.definition.name} has no recipe {name!r}; {hint}")
         return load_config(self.folder / "recipes" / f"{name}.yaml")
 
     @property
@@ -275,7 +276,9 @@ class System:
     ) -> Generator:
         """Build the Generator of a checkpoint that was read by `load_checkpoint`."""
         if checkpoint.fingerprint != self.fingerprint:
-            raise CheckpointMismatchError(f"the checkpoint is for {checkpoint.system!r}, not for {self.name!r}; load that system.")
+            raise CheckpointMismatchError(
+                f"the checkpoint is for {checkpoint.system!r}, not for {self.name!r}; load that system."
+            )
         from boltzflow.generators.families import build_generator
 
         generator = build_generator(self, checkpoint.config.generator, dtype=dtype, device=device)
@@ -324,9 +327,7 @@ def probe_positions(positions: Float[Tensor, "n_atoms 3"], n: int) -> Float[Tens
     return positions + (0.002 * k * torch.sin((k + 1) * m)).reshape(n, *positions.shape)
 
 
-def load_system(
-    name: str | os.PathLike, *, temperature: Any = None, dtype: torch.dtype = torch.float64
-) -> System:
+def load_system(name: str | os.PathLike, *, temperature: Any = None, dtype: torch.dtype = torch.float64) -> System:
     """Load a system by name or folder.
 
     Args:
@@ -347,7 +348,7 @@ def load_system(
         try:
             temperature = float(kelvin)
         except ValueError:
-            raise FormatError(f"system {os.fspath(name)!r}: expected NAME@TEMPERATURE in kelvin, got {kelvin!r}.") from None
+            raise FormatError(f"system {text}@{kelvin}: expected NAME@TEMPERATURE in kelvin, got {kelvin!r}.") from None
     else:
         text = os.fspath(name)
     folder = _find(text)
@@ -355,7 +356,8 @@ def load_system(
     missing = [file for file in (definition.system, definition.topology) if not (folder / file).is_file()]
     if missing:
         raise FormatError(f"system folder {folder}: {' and '.join(missing)} missing, named by its system.yaml.")
-    return System(folder, definition, as_temperature(definition.temperature if temperature is None else temperature), dtype)
+    kelvin = as_temperature(definition.temperature if temperature is None else temperature)
+    return System(folder, definition, kelvin, dtype)
 
 
 def list_systems() -> list[str]:
@@ -382,7 +384,8 @@ def _find(text: str) -> Path:
         return folder.resolve()
     if folder.is_dir():
         raise FormatError(f"system folder {folder}: no system.yaml in it.")
-    raise UnknownNameError(f"unknown system {text!r}; {nearest(text, list_systems())} A folder with a system.yaml works, too.")
+    hint = nearest(text, list_systems())
+    raise UnknownNameError(f"unknown system {text!r}; {hint} A folder with a system.yaml works, too.")
 
 
 def _read_definition(path: Path) -> SystemDefinition:

@@ -8,7 +8,9 @@ import torch
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="Device of the tests that take one, e.g. cuda.")
-    parser.addoption("--dtype", default="float64", choices=["float32", "float64"], help="Dtype of the tests that take one.")
+    parser.addoption(
+        "--dtype", default="float64", choices=["float32", "float64"], help="Dtype of the tests that take one."
+    )
 
 
 def pytest_configure(config):

@@ -39,7 +39,12 @@ def edit(folder, old, new):
 
 def test_registry_is_the_folder_listing(alanine):
     assert "alanine_dipeptide" in list_systems()
-    assert (alanine.name, alanine.n_atoms, alanine.dimension, alanine.temperature) == ("alanine_dipeptide", 22, 60, 300.0)
+    assert (alanine.name, alanine.n_atoms, alanine.dimension, alanine.temperature) == (
+        "alanine_dipeptide",
+        22,
+        60,
+        300.0,
+    )
 
 
 def test_bonds_and_elements_are_those_of_the_molecule(alanine):
@@ -48,7 +53,11 @@ def test_bonds_and_elements_are_those_of_the_molecule(alanine):
 
 
 def test_soft_torsions_are_phi_psi_and_the_other_rotors(alanine):
-    proper = {tuple(sorted(row[1:3])) for row, soft in zip(alanine.zmatrix.torsion_atoms.tolist(), alanine.zmatrix.proper, strict=True) if soft}
+    proper = {
+        tuple(sorted(row[1:3]))
+        for row, soft in zip(alanine.zmatrix.torsion_atoms.tolist(), alanine.zmatrix.proper, strict=True)
+        if soft
+    }
     names = {tuple(sorted(str(alanine.topology.atom(i)).split("-")[1] for i in pair)) for pair in proper}
     assert names == {("C", "CH3"), ("C", "N"), ("CA", "N"), ("C", "CA"), ("CA", "CB")}
     assert len(proper) == 7
@@ -83,7 +92,9 @@ def test_temperature_that_is_no_number():
 
 
 def test_energies_are_those_of_openmm(alanine):
-    context = openmm.Context(alanine.openmm_system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    context = openmm.Context(
+        alanine.openmm_system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
+    )
     x = probe_positions(alanine.positions, 4)
     expected = []
     for frame in x:
@@ -153,7 +164,9 @@ def test_damaged_cache_is_made_anew(alanine, monkeypatch, tmp_path):
     expected = load_system("alanine_dipeptide").potential(alanine.positions[None])
     (cached,) = (cache_folder() / "forcefields").iterdir()
     cached.write_bytes(b"rubbish")
-    torch.testing.assert_close(load_system("alanine_dipeptide").potential(alanine.positions[None]), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        load_system("alanine_dipeptide").potential(alanine.positions[None]), expected, rtol=0, atol=0
+    )
     assert cached.stat().st_size > 1000
 
 
@@ -198,6 +211,8 @@ def test_topology_travels_with_the_target(alanine):
 
 
 def test_checkpoint_of_another_system_is_refused(alanine):
-    checkpoint = Checkpoint(RunConfig(system="other"), system="other", fingerprint="0" * 64, temperature=300.0, parameters={})
+    checkpoint = Checkpoint(
+        RunConfig(system="other"), system="other", fingerprint="0" * 64, temperature=300.0, parameters={}
+    )
     with pytest.raises(CheckpointMismatchError, match="'other'"):
         alanine.generator_from(checkpoint)

@@ -40,7 +40,9 @@ def command(name: str) -> Callable[[Callable], Callable]:
             except (BoltzflowError, ValueError, TypeError, OSError) as error:
                 if logging.getLogger("boltzflow").isEnabledFor(logging.DEBUG):
                     raise
-                hint = "" if isinstance(error, BoltzflowError | FileNotFoundError) else " (boltzflow --debug shows where)"
+                hint = (
+                    "" if isinstance(error, BoltzflowError | FileNotFoundError) else " (boltzflow --debug shows where)"
+                )
                 typer.echo(f"error: {' '.join(str(error).split())}{hint}", err=True)
                 raise typer.Exit(2) from None
 
@@ -66,6 +68,6 @@ def options(
 def main() -> None:
     """Entry point of the `boltzflow` command."""
     # registered here, so that each command file can import `command`
-    from boltzflow.cli import sample, systems  # noqa: F401
+    from boltzflow.cli import sample, simulate, systems  # noqa: F401
 
     app()

@@ -14,7 +14,17 @@ from boltzflow.systems import System, load_system
 if TYPE_CHECKING:
     from boltzflow.ensemble import Ensemble
 
-__all__ = ["Trained", "as_device", "checkpoint_of", "describe_device", "find_trained", "output_file", "positive", "sha256"]
+__all__ = [
+    "Trained",
+    "as_device",
+    "checkpoint_of",
+    "describe_device",
+    "find_trained",
+    "output_file",
+    "positive",
+    "run_folder",
+    "sha256",
+]
 
 
 @dataclass(frozen=True)
@@ -79,9 +89,8 @@ def find_trained(name: str, *, recipe: str | None = None) -> Trained:
         UnknownNameError: If it is none of these.
         FileNotFoundError: If the run has no checkpoint yet.
     """
-    folder = Path("runs", Path(name).stem) if Path(name).suffix in {".yaml", ".yml"} else Path(name)
-    is_run = folder != Path(name) or (folder / "run.yaml").is_file()
-    if not is_run:
+    folder = run_folder(Path(name))
+    if folder == Path(name) and not (folder / "run.yaml").is_file():
         system = load_system(name)
         path = system.find_checkpoint(recipe)
         return Trained(system, load_checkpoint(path, system), path)
@@ -93,6 +102,11 @@ def find_trained(name: str, *, recipe: str | None = None) -> Trained:
     checkpoint = load_checkpoint(path)
     system = load_system(checkpoint.config.system)
     return Trained(system, load_checkpoint(path, system), path)
+
+
+def run_folder(run: Path) -> Path:
+    """The folder in which a run works: runs/NAME for NAME.yaml, or the folder itself."""
+    return Path("runs", run.stem) if run.suffix in {".yaml", ".yml"} else run
 
 
 def checkpoint_of(ensemble: "Ensemble", system: System) -> Path | None:

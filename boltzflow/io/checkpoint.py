@@ -1,4 +1,4 @@
-"""Checkpoints: the parameters of a Generator with all that is needed to rebuild it, as tensors and plain values only."""
+"""Checkpoints: the parameters of a Generator with all that rebuilds it, as tensors and plain values only."""
 
 import os
 import pickle
@@ -73,8 +73,8 @@ class Checkpoint:
         except RuntimeError as error:
             raise CheckpointMismatchError(
                 f"checkpoint of {self.system}: its parameters do not fit the Generator that its configuration builds "
-                f"({_first_lines(error)}). It was written by boltzflow {self.versions.get('boltzflow')}; train it again or "
-                "install that version."
+                f"({_first_lines(error)}). It was written by boltzflow {self.versions.get('boltzflow')}; train it "
+                "again or install that version."
             ) from None
 
 
@@ -152,8 +152,9 @@ def load_checkpoint(path: str | os.PathLike, system: Identity | None = None) -> 
     _require_finite(checkpoint, path)
     if system is not None and checkpoint.fingerprint != system.fingerprint:
         raise CheckpointMismatchError(
-            f"checkpoint {path}: trained for system {checkpoint.system!r} with fingerprint {checkpoint.fingerprint[:16]}, but "
-            f"system {system.name!r} has fingerprint {system.fingerprint[:16]}. Load the system it belongs to, or train a new one."
+            f"checkpoint {path}: trained for system {checkpoint.system!r} with fingerprint "
+            f"{checkpoint.fingerprint[:16]}, but system {system.name!r} has fingerprint {system.fingerprint[:16]}. "
+            "Load the system it belongs to, or train a new one."
         )
     return checkpoint
 
@@ -180,7 +181,7 @@ def _require_finite(checkpoint: Checkpoint, path: Path) -> None:
         if bad:
             raise CheckpointMismatchError(
                 f"checkpoint {path}: NaN or inf in the {group} {', '.join(bad[:3])}{' ...' if len(bad) > 3 else ''} "
-                f"({len(bad)} of {len(tensors)} tensors). Use an earlier copy, or train again with a lower learning rate."
+                f"({len(bad)} of {len(tensors)} tensors). Use an earlier copy, or train with a lower learning rate."
             )
 
 

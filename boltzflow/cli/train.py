@@ -1,0 +1,50 @@
+"""`boltzflow train`: train a Generator in a run folder."""
+
+import json
+import logging
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from boltzflow.cli.app import command
+from boltzflow.cli.common import as_device, describe_device, run_folder
+from boltzflow.io.config import load_config
+from boltzflow.systems import load_system
+from boltzflow.training.run_folder import train as train_in_folder
+
+__all__ = ["train"]
+
+logger = logging.getLogger(__name__)
+
+
+@command("train")
+def train(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN.yaml", help="The run: system, generator, objective, training, ...")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Run folder. [default: runs/<name of RUN>]")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its folder.")] = False,  # noqa: FBT002
+) -> None:
+    """Train a generator; kill it at any moment and continue with --resume."""
+    config = load_config(run, overrides=set_)
+    device = as_device(config.training.device)
+    folder = run_folder(run) if output is None else output
+    system = load_system(config.system, dtype=getattr(torch, config.training.dtype))
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    words = ["boltzflow", "train", str(run), *(["-o", str(output)] if output else [])]
+    words += [word for override in set_ or [] for word in ("--set", override)] + ["--resume"]
+    logger.info(
+        "training %s for %d steps in %s, on %s", system.name, config.training.steps, folder, describe_device(device)
+    )
+    logger.info("to continue after an interruption: %s", shlex.join(words))
+    train_in_folder(system, config, folder, resume=resume)
+    last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    typer.echo(f"{folder / 'checkpoint.pt'}: {last['step']} steps in {last['seconds']:.0f} s, loss {last['loss']:.4g}")
+    typer.echo(f"sample from it: boltzflow sample {shlex.quote(str(folder))} -n 20000 -o ensemble.h5")
