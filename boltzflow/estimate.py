@@ -108,7 +108,8 @@ def _format(value: float, error: float) -> str:
         error, place = 10.0 ** (exponent + 1), exponent
     if place > -7 and max(abs(value), error) < 1e7:
         decimals = max(0, -place)
-        return f"{round(value, -place):.{decimals}f} ± {round(error, -place):.{decimals}f}"
+        # adding zero turns -0.0 into 0.0
+        return f"{round(value, -place) + 0.0:.{decimals}f} ± {round(error, -place):.{decimals}f}"
     scale = math.floor(math.log10(max(abs(value), error)))
     decimals = max(0, scale - place)
     return f"({value / 10.0**scale:.{decimals}f} ± {error / 10.0**scale:.{decimals}f})e{scale:+03d}"

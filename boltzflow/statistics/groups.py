@@ -130,8 +130,8 @@ class Groups:
         """Standard error of the sum of the terms.
 
         Between groups, var = M/(M−1) Σ_g (t_g − s_g Σt)², t_g the sum over group g and s_g the share with which it
-        started. Inside chains, var = g n/(n−1) Σ (t − mean)², with the correlation function taken about the mean of
-        all chains, so that chains that disagree give a large g.
+        started. Inside chains, var = g m/(m−1) Σ (t − mean)², m = n/g independent frames, with the correlation
+        function taken about the mean of all chains, so that chains that disagree give a large g.
 
         Args:
             terms: Linearised contribution of every row, shape (n,), float64.
@@ -140,20 +140,16 @@ class Groups:
             ValueError: If there is only one group and no chains.
         """
         if self.chains is not None:
-            n = len(terms)
             g = self.inefficiency(terms)
-            if n / g < 2:
+            n_independent = len(terms) / g
+            if n_independent < 2:
                 raise ValueError(
-                    f"The {n} frames of {len(self.chains)} chain(s) hold fewer than 2 independent ones (statistical "
-                    f"inefficiency {g:.3g}): "
-                    "run longer or more chains."
+                    f"The {len(terms)} frames of {len(self.chains)} chain(s) hold fewer than 2 independent ones "
+                    f"(statistical inefficiency {g:.3g}): run longer or more chains."
                 )
-            variance = g * np.sum((terms - terms.mean()) ** 2) * n / (n - 1)
-            return GroupError(
-                float(np.sqrt(variance)),
-                n / g - 1,
-                f"inside {len(self.chains)} chain(s), statistical inefficiency {g:.3g}",
-            )
+            variance = g * np.sum((terms - terms.mean()) ** 2) * n_independent / (n_independent - 1)
+            method = f"inside {len(self.chains)} chain(s), statistical inefficiency {g:.3g}"
+            return GroupError(float(np.sqrt(variance)), n_independent - 1, method)
         m = len(self)
         if m < 2:
             raise ValueError(
@@ -163,4 +159,4 @@ class Groups:
             )
         deviations = self.totals(terms) - self.shares * terms.sum()
         variance = np.sum(deviations**2) * m / (m - 1)
-        return GroupError(float(np.sqrt(variance)), m - 1, f"between {m} groups")
+        return GroupError(float(np.sqrt(variance)), float(m - 1), f"between {m} groups")

@@ -177,4 +177,4 @@ def weighted_quantile(
     x, w = x[w > 0], w[w > 0]
     order = np.argsort(x)
     cumulative = np.cumsum(w[order]) - 0.5 * w[order]
-    return np.interp(levels, cumulative, x[order])
+    return np.asarray(np.interp(levels, cumulative, x[order]))
