@@ -8,7 +8,7 @@ from torch import nn
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.forcefield.cached_force import energy_with_force
 from boltzflow.forcefield.kernel import DTYPES, Kernel, library
-from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField
+from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField, TorsionParameters
 
 __all__ = ["CompiledForceField"]
 
@@ -63,6 +63,11 @@ class CompiledForceField(nn.Module):
     def angles(self) -> AngleParameters:
         """See `ForceField.angles`."""
         return self.eager.angles
+
+    @property
+    def torsions(self) -> TorsionParameters:
+        """See `ForceField.torsions`."""
+        return self.eager.torsions
 
     def forward(self, positions: Float[Tensor, "batch n_atoms 3"]) -> Float64[Tensor, "batch"]:
         """Return energies in kJ/mol at positions in nm; see `ForceField.forward`."""

@@ -12,7 +12,7 @@ from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.errors import FormatError
 from boltzflow.forcefield.term import TERMS, Term, all_pairs, pair_distances
 
-__all__ = ["AngleParameters", "BondParameters", "ForceField"]
+__all__ = ["AngleParameters", "BondParameters", "ForceField", "TorsionParameters"]
 
 _FORMAT = "boltzflow-forcefield-1"
 
@@ -31,6 +31,15 @@ class AngleParameters(NamedTuple):
     atoms: Int[Tensor, "n 3"]
     theta0: Float[Tensor, "n"]
     k: Float[Tensor, "n"]
+
+
+class TorsionParameters(NamedTuple):
+    """Periodic torsions k (1 + cos(n phi - phase)): ``atoms`` (m, 4), ``periodicity`` (m,), ``phase`` (m,) in rad, ``k`` (m,) in kJ/mol."""
+
+    atoms: Int[Tensor, "m 4"]
+    periodicity: Tensor
+    phase: Float[Tensor, "m"]
+    k: Float[Tensor, "m"]
 
 
 class ForceField(nn.Module):
@@ -78,10 +87,15 @@ class ForceField(nn.Module):
         """Equilibrium values and force constants of all harmonic angles."""
         return AngleParameters(*self._gather("HarmonicAngles", ("atoms", "theta0", "k"), 3))
 
-    def _gather(self, kind: str, names: tuple[str, str, str], n: int) -> list[Tensor]:
+    @property
+    def torsions(self) -> TorsionParameters:
+        """Periodicities, phases and force constants of all periodic torsions, proper and improper."""
+        return TorsionParameters(*self._gather("PeriodicTorsions", ("atoms", "periodicity", "phase", "k"), 4))
+
+    def _gather(self, kind: str, names: tuple[str, ...], n: int) -> list[Tensor]:
         found = [[getattr(term, name) for name in names] for term in self.terms if type(term).__name__ == kind]
         empty = self._dtype.new_zeros(0)
-        found.append([self._ij.new_zeros((0, n)), empty, empty])
+        found.append([self._ij.new_zeros((0, n)), *[empty] * (len(names) - 1)])
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def _energy(self, x: Float[Tensor, "3 n_atoms batch"]) -> Float64[Tensor, "batch"]:
