@@ -12,9 +12,9 @@ from boltzflow.statistics.means import exp_free_energy
 DELTA_F = -0.7
 
 
-def harmonic_work(n_f, n_r, seed=0, stiffness=np.exp(2 * DELTA_F), offset=1.0):
+def harmonic_work(n_f, n_r, seed=0, offset=1.0):
     """Work between u_A = x²/2 and u_B = k (x − b)²/2, Delta_f = log(k)/2."""
-    rng = np.random.default_rng(seed)
+    rng, stiffness = np.random.default_rng(seed), np.exp(2 * DELTA_F)
 
     def work(x):
         return 0.5 * stiffness * (x - offset) ** 2 - 0.5 * x**2
