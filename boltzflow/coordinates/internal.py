@@ -124,7 +124,7 @@ class InternalCoordinateMap(nn.Module):
         r = positions.permute(2, 1, 0).contiguous()
         v = r.index_select(1, self._heads) - r.index_select(1, self._tails)
         m = n_atoms - 3
-        v1, v2, v3, seed = v[:, :m], v[:, m : 2 * m], v[:, 2 * m : 3 * m], v[:, 3 * m :]
+        v1, v2, v3, seed = v.split([m, m, m, 2], dim=1)
         n1 = torch.linalg.cross(v1, v2, dim=0)
         n2 = torch.linalg.cross(v3, v2, dim=0)
         bond, axis, n1_norm = _norm(v1), _norm(v2), _norm(n1)
@@ -171,23 +171,23 @@ class InternalCoordinateMap(nn.Module):
             raise ValueError(f"bonds, angles, torsions: expected {(n - 1, n - 2, n - 3)} columns, got {shapes}")
         b, theta, phi = bonds.t().contiguous(), angles.t().contiguous(), torsions.t().contiguous()
         phi = phi.index_add(0, self._sibling, phi.index_select(0, self._first))
-        sin_theta, cos_theta, sin_phi, cos_phi = theta.sin(), theta.cos(), phi.sin(), phi.cos()
-        log_det = 2 * b.log().sum(0, dtype=torch.float64) + sin_theta.log().sum(0, dtype=torch.float64)
+        sin, cos = theta.sin(), theta.cos()
+        log_det = 2 * b.log().sum(0, dtype=torch.float64) + sin.log().sum(0, dtype=torch.float64)
 
-        frame = _seed_frame(b, sin_theta[0], cos_theta[0])
-        placed = [frame[3]]
-        start = 0
-        for level, count in enumerate(self.zmatrix.level_sizes):
-            rows, n_parents = slice(start, start + count), self.zmatrix.n_parents[level + 1]
-            frame, position = _place_level(
-                frame.index_select(2, getattr(self, f"_parent_{level}")),
-                b[2:][rows],
-                (sin_theta[1:][rows], cos_theta[1:][rows]),
-                (sin_phi[rows], cos_phi[rows]),
-                n_parents,
-            )
+        (b_ij, b_jk, b), (sin_ijk, sin), (cos_ijk, cos) = (
+            b.split([1, 1, n - 3]),
+            sin.split([1, n - 3]),
+            cos.split([1, n - 3]),
+        )
+        frame, position = _seed_frame(b_ij[0], b_jk[0], sin_ijk[0], cos_ijk[0])
+        placed = [position]
+        # One split for all levels: its gradient is one concatenation, where slices would each allocate the whole.
+        scalars = torch.stack([b, sin, cos, phi.sin(), phi.cos()]).split(list(self.zmatrix.level_sizes), dim=1)
+        for level, values in enumerate(scalars):
+            parent = getattr(self, f"_parent_{level}")
+            origin = position.index_select(1, parent)
+            frame, position = _place_level(frame.index_select(2, parent), origin, values)
             placed.append(position)
-            start += count
         r = torch.cat(placed, dim=1).index_select(1, self._place)
         return r.permute(2, 1, 0).contiguous(), log_det
 
@@ -200,40 +200,35 @@ def _norm(x: Tensor) -> Tensor:
     return (x * x).sum(0).sqrt()
 
 
-def _seed_frame(b: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
-    """Return (e, p, q, position) of the seed atoms i, j, k as one (4, 3, 3 atoms, batch) tensor.
+def _seed_frame(b_ij: Tensor, b_jk: Tensor, sin: Tensor, cos: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the vectors (e, p, q) at the seed atoms i, j, k, (3, 3, 3 atoms, batch), and their positions.
 
     i is the axis (i, j) seen from k, j the axis (j, i) seen from k, and k the axis (k, j) seen from i.
     """
     zero, one = torch.zeros_like(sin), torch.ones_like(sin)
-
-    def columns(x: tuple[Tensor, ...], y: tuple[Tensor, ...], z: tuple[Tensor, ...]) -> Tensor:
-        return torch.stack([torch.stack(x), torch.stack(y), torch.stack(z)])
-
-    e = columns((-one, one, -cos), (zero, zero, -sin), (zero, zero, zero))
-    p = columns((zero, zero, sin), (one, one, -cos), (zero, zero, zero))
-    # q = p x e; all vectors lie in the xy plane.
-    q = columns((zero, zero, zero), (zero, zero, zero), (one, -one, -one))
-    x = columns((b[0], zero, b[1] * cos), (zero, zero, b[1] * sin), (zero, zero, zero))
-    return torch.stack([e, p, q, x])
+    rows = [
+        *(-one, one, -cos, zero, zero, -sin, zero, zero, zero),
+        *(zero, zero, sin, one, one, -cos, zero, zero, zero),
+        *(zero, zero, zero, zero, zero, zero, one, -one, -one),
+        *(b_ij, zero, b_jk * cos, zero, zero, b_jk * sin, zero, zero, zero),
+    ]
+    e, p, q, position = torch.stack(rows).view(4, 3, 3, -1).unbind(0)
+    return torch.stack([e, p, q]), position
 
 
-def _place_level(
-    parent: Tensor, b: Tensor, theta: tuple[Tensor, Tensor], phi: tuple[Tensor, Tensor], n_parents: int
-) -> tuple[Tensor, Tensor]:
-    """Place the atoms of one level and return the frames of those that have children, and all positions."""
-    e, p, q, x = parent.unbind(0)
-    (sin_theta, cos_theta), (sin_phi, cos_phi) = theta, phi
+def _place_level(frame: Tensor, origin: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Place the atoms of one level.
+
+    Args:
+        frame: (3, 3, atoms, batch) vectors (e, p, q) of the axis of each atom.
+        origin: (3, atoms, batch) nm, the atoms b.
+        values: (5, atoms, batch) bond, sin and cos of the angle, sin and cos of the torsion.
+
+    Returns:
+        The vectors of the axes (a, b), in which the children of each atom are placed, and the positions.
+    """
+    e, p, q = frame.unbind(0)
+    b, sin_theta, cos_theta, sin_phi, cos_phi = values.unbind(0)
     w = cos_phi * p + sin_phi * q
     u = cos_theta * e + sin_theta * w
-    position = x + b * u
-    k = slice(0, n_parents)
-    frame = torch.stack(
-        [
-            -u[:, k],
-            sin_theta[k] * e[:, k] - cos_theta[k] * w[:, k],
-            cos_phi[k] * q[:, k] - sin_phi[k] * p[:, k],
-            position[:, k],
-        ]
-    )
-    return frame, position
+    return torch.stack([-u, sin_theta * e - cos_theta * w, cos_phi * q - sin_phi * p]), origin + b * u

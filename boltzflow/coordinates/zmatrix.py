@@ -33,10 +33,8 @@ class ZMatrix:
         proper: (n_atoms - 3,) True for the proper (soft) torsions, False for the siblings.
         first_sibling: (n_atoms - 3,) row of the first sibling's torsion; -1 for proper torsions and for the
             neighbours of j, whose reference k has none.
-        level_sizes: atoms per dependency level after the seed; level by level they fill ``order[3:]``, in each
-            level the atoms with children before those without.
+        level_sizes: atoms per dependency level after the seed; level by level they fill ``order[3:]``.
         parent_position: (n_atoms - 3,) place of b within the level before (level 0: the seed).
-        n_parents: for each level, with the seed as level 0, the number of atoms that have children.
     """
 
     n_atoms: int
@@ -48,7 +46,6 @@ class ZMatrix:
     first_sibling: np.ndarray
     level_sizes: tuple[int, ...]
     parent_position: np.ndarray
-    n_parents: tuple[int, ...]
 
     @classmethod
     def from_bonds(
@@ -107,7 +104,7 @@ class ZMatrix:
         axis = {i: (j, k), j: (i, k), k: (j, i)}
         order, rows, proper, first_sibling, parent_position = [i, j, k], [], [], [], []
         row_of: dict[int, int] = {}
-        level_sizes, n_parents = [], [3]
+        level_sizes = []
         previous = [i, j, k]
         while True:
             level = []
@@ -119,8 +116,6 @@ class ZMatrix:
                 level += [(a, b, n == 0 and b != j, siblings[0]) for n, a in enumerate(siblings)]
             if not level:
                 break
-            # A stable sort: the first sibling may follow its siblings; torsions are summed before any placement.
-            level.sort(key=lambda entry: not children[entry[0]])
             place = {b: n for n, b in enumerate(previous)}
             for a, *_ in level:
                 row_of[a] = len(row_of)
@@ -134,8 +129,7 @@ class ZMatrix:
                 parent_position.append(place[b])
             order += [a for a, *_ in level]
             level_sizes.append(len(level))
-            previous = [a for a, *_ in level if children[a]]
-            n_parents.append(len(previous))
+            previous = [a for a, *_ in level]
         return cls(
             n_atoms=len(neighbours),
             elements=numbers,
@@ -146,7 +140,6 @@ class ZMatrix:
             first_sibling=np.array(first_sibling, dtype=np.int64),
             level_sizes=tuple(level_sizes),
             parent_position=np.array(parent_position, dtype=np.int64),
-            n_parents=tuple(n_parents),
         )
 
     @property
