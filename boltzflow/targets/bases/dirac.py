@@ -32,8 +32,10 @@ class Dirac(Base):
 
     def reduced_energy(self, state: State, context: Context | None = None) -> Float64[Tensor, " batch"]:
         """0 on the location and +inf elsewhere, shape (batch,)."""
-        here = (state[self.field] == self.location).flatten(1).all(1)
-        return torch.where(here, 0.0, torch.inf).double()
+        x = state[self.field]
+        here = (x == self.location).flatten(1).all(1)
+        # zero times x: the energy stays attached to x, with force zero
+        return torch.where(here, 0.0 * x.flatten(1).sum(1, dtype=torch.float64), torch.inf)
 
     def sample(self, n: int, rng: torch.Generator, context: Context | None = None) -> State:
         """The location, n times."""

@@ -36,7 +36,11 @@ class Uniform(Base):
         """Logarithm of the volume inside the box (bounds included), +inf outside; shape (batch,)."""
         x = state[self.field]
         inside = ((x >= self.lower) & (x <= self.upper)).flatten(1).all(1)
-        return torch.where(inside, (self.upper.double() - self.lower.double()).log().sum(), torch.inf)
+        # plus zero times x: the energy stays attached to x, with force zero
+        log_volume = (self.upper.double() - self.lower.double()).log().sum() + 0.0 * x.flatten(1).sum(
+            1, dtype=torch.float64
+        )
+        return torch.where(inside, log_volume, torch.inf)
 
     def sample(self, n: int, rng: torch.Generator, context: Context | None = None) -> State:
         """Draw n exact samples."""
