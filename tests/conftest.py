@@ -1,4 +1,4 @@
-"""Options and fixtures of all tests: --device, --dtype, one torch thread, a seeded stream, a cache folder of their own."""
+"""Options and fixtures of all tests: --device, --dtype, one torch thread, a seeded stream, a cache folder."""
 
 import os
 

@@ -90,12 +90,12 @@ def find_trained(name: str, *, recipe: str | None = None) -> Trained:
         FileNotFoundError: If the run has no checkpoint yet.
     """
     folder = run_folder(Path(name))
-    if folder == Path(name) and not (folder / "run.yaml").is_file():
+    if folder == Path(name) and not any((folder / file).is_file() for file in ("run.json", "checkpoint.pt")):
         system = load_system(name)
         path = system.find_checkpoint(recipe)
         return Trained(system, load_checkpoint(path, system), path)
     if recipe is not None:
-        raise UnknownNameError(f"--recipe {recipe}: {name} is a run, whose recipe is its run.yaml; leave --recipe out.")
+        raise UnknownNameError(f"--recipe {recipe}: {name} is a run, which has no other recipes; leave --recipe out.")
     path = folder / "checkpoint.pt"
     if not path.is_file():
         raise FileNotFoundError(f"run {folder}: no checkpoint.pt yet; `boltzflow train` writes it.")

@@ -67,10 +67,8 @@ def sample(
     if ensemble.provenance.interrupted:
         typer.echo(f"interrupted: {output} holds the {len(ensemble)} of {n} samples that were finished", err=True)
         raise typer.Exit(130)
-    typer.echo(
-        f"{output}: {len(ensemble)} samples of {system.name}, ESS {ensemble.ess():.0f} ({ensemble.ess_fraction():.1%}), "
-        f"{ensemble.provenance.seconds:.1f} s"
-    )
+    ess = f"ESS {ensemble.ess():.0f} ({ensemble.ess_fraction():.1%})"
+    typer.echo(f"{output}: {len(ensemble)} samples of {system.name}, {ess}, {ensemble.provenance.seconds:.1f} s")
 
 
 def sample_to_file(
@@ -123,8 +121,8 @@ def sample_to_file(
     failed = ensemble.provenance.n_failed / len(ensemble)
     if failed > MAX_FAILED_FRACTION:
         raise NonFiniteEnergyError(
-            f"{path} is written, but the model gave NaN or inf in {failed:.2%} of its rows, more than {MAX_FAILED_FRACTION:.0%}: "
-            "every estimate is biased. Train further, or sample in float64."
+            f"{path} is written, but the model gave NaN or inf in {failed:.2%} of its rows, more than "
+            f"{MAX_FAILED_FRACTION:.0%}: every estimate is biased. Train further, or sample in float64."
         )
     return ensemble
 

@@ -13,7 +13,7 @@ from boltzflow.cli.app import command
 from boltzflow.cli.common import as_device, describe_device, run_folder
 from boltzflow.io.config import load_config
 from boltzflow.systems import load_system
-from boltzflow.training.run_folder import train as train_in_folder
+from boltzflow.workflow import train as train_in_folder
 
 __all__ = ["train"]
 
@@ -29,22 +29,24 @@ def train(
         Path | None, typer.Option("-o", "--output", help="Run folder. [default: runs/<name of RUN>]")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
+    initial: Annotated[Path | None, typer.Option(help="Checkpoint of the same system to start from.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its folder.")] = False,  # noqa: FBT002
 ) -> None:
     """Train a generator; kill it at any moment and continue with --resume."""
     config = load_config(run, overrides=set_)
     device = as_device(config.training.device)
     folder = run_folder(run) if output is None else output
-    system = load_system(config.system, dtype=getattr(torch, config.training.dtype))
+    system = load_system(config.system)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     words = ["boltzflow", "train", str(run), *(["-o", str(output)] if output else [])]
+    words += ["--initial", str(initial)] if initial else []
     words += [word for override in set_ or [] for word in ("--set", override)] + ["--resume"]
     logger.info(
         "training %s for %d steps in %s, on %s", system.name, config.training.steps, folder, describe_device(device)
     )
     logger.info("to continue after an interruption: %s", shlex.join(words))
-    train_in_folder(system, config, folder, resume=resume)
+    train_in_folder(config, folder, resume=resume, initial=initial)
     last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     typer.echo(f"{folder / 'checkpoint.pt'}: {last['step']} steps in {last['seconds']:.0f} s, loss {last['loss']:.4g}")
     typer.echo(f"sample from it: boltzflow sample {shlex.quote(str(folder))} -n 20000 -o ensemble.h5")
