@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from boltzflow._typing import Float, Float64, Int, Tensor
+from boltzflow._typing import Bool, Float, Float64, Int, Tensor
 from boltzflow.coordinates.internal import InternalCoordinateMap, InternalCoordinates
 from boltzflow.coordinates.sector import LabelSector
 
@@ -38,7 +38,7 @@ class InternalDomain:
     torsion_mean: Float64[Tensor, " n_torsions"]
     torsion_std: Float64[Tensor, " n_torsions"]
     hand: Int[Tensor, " n_torsions"]
-    soft: Tensor
+    soft: Bool[Tensor, " n_torsions"]
 
     @classmethod
     def from_force_field(

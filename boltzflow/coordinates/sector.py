@@ -52,8 +52,14 @@ class LabelSector(nn.Module):
             tetrahedral at a carbon with four neighbours.
 
     Example:
-        >>> sector = LabelSector(zmatrix, reference)  # doctest: +SKIP
-        >>> log_z_all = log_z_sector + math.log(sector.n_copies)  # doctest: +SKIP
+        >>> import torch
+        >>> from boltzflow.coordinates import LabelSector, ZMatrix
+        >>> bonds = [(0, 1), (0, 2), (0, 3), (0, 4)]
+        >>> x = 0.06 * torch.tensor([[0.0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+        >>> sector = LabelSector(ZMatrix.from_bonds(5, bonds, elements=[6, 9, 17, 1, 1]), x)
+        >>> exchanged = x[None, [0, 1, 2, 4, 3]]
+        >>> sector.n_copies, sector.contains(exchanged).tolist(), sector.relabel(exchanged)[1]
+        (2, [False], 1)
     """
 
     hand: Tensor

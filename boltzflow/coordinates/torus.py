@@ -14,8 +14,8 @@ def wrap(angle: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
     Example:
         >>> import torch
-        >>> wrap(torch.tensor([0.5, 3.5 * torch.pi])).tolist()
-        [0.5, -1.5707...]
+        >>> [round(x, 4) for x in wrap(torch.tensor([0.5, 3.5 * torch.pi])).tolist()]
+        [0.5, -1.5708]
     """
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 

@@ -1,6 +1,7 @@
 """Tests of the Z-matrix and of the maps between positions and internal coordinates."""
 
 import math
+import pickle
 
 import mdtraj
 import numpy as np
@@ -194,6 +195,24 @@ def test_values_outside_the_domain_give_nan_not_a_number_that_looks_right() -> N
     torsions = torch.zeros(1, 0)
     for bonds, angles in ([[-0.1, 0.1]], [[1.8]]), ([[0.1, 0.1]], [[-1.8]]):
         assert q_map.inverse(InternalCoordinates(torch.tensor(bonds), torch.tensor(angles), torsions))[1].isnan()
+
+
+def test_backbone_hint_makes_the_proper_torsions_phi_psi_and_omega() -> None:
+    molecule = MOLECULES["protein"]()
+    backbone = [a for a, name in enumerate(molecule.names) if name in ("N", "CA", "C")]
+    z = ZMatrix.from_bonds(len(molecule.names), molecule.bonds, elements=molecule.elements, backbone=backbone)
+    quadruples = [[molecule.names[a] for a in four] for four in z.torsion_atoms[z.proper]]
+    for chain in (["C", "N", "CA", "C"], ["N", "CA", "C", "N"], ["CA", "C", "N", "CA"]):
+        assert sum(four in (chain, chain[::-1]) for four in quadruples) == 11
+
+
+def test_pickled_map_gives_the_same_numbers() -> None:
+    molecule = MOLECULES["alanine_dipeptide"]()
+    q_map = InternalCoordinateMap(molecule.zmatrix())
+    x = noisy(molecule, 2)
+    again = pickle.loads(pickle.dumps(q_map))
+    assert torch.equal(again(x)[0].torsions, q_map(x)[0].torsions)
+    assert not q_map.state_dict()
 
 
 def test_alanine_dipeptide_takes_three_levels() -> None:
