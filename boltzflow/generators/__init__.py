@@ -1,1 +1,6 @@
-""""""
+"""Generators: a base and a sequence of Transitions, and families assembled from configurations."""
+
+from boltzflow.generators.families import build_generator, internal_spline_flow
+from boltzflow.generators.generator import Generator, GeneratorTarget, Trajectory
+
+__all__ = ["Generator", "GeneratorTarget", "Trajectory", "build_generator", "internal_spline_flow"]

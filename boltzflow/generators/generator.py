@@ -17,7 +17,7 @@ from boltzflow.state import State
 from boltzflow.targets.target import Base, Target
 from boltzflow.transitions.transition import BatchStep, Bijection, Transition
 
-__all__ = ["Generator", "Trajectory"]
+__all__ = ["Generator", "GeneratorTarget", "Trajectory"]
 
 logger = logging.getLogger(__name__)
 
@@ -291,8 +291,6 @@ class Generator(torch.nn.Module):
                 self.base,
                 target,
                 seed=seed,
-                offset=shard * batch_size,
-                shard=shard,
                 group_by_population=populations,
                 context=context,
                 seconds=time.perf_counter() - started,

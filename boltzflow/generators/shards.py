@@ -21,8 +21,6 @@ def shard_ensemble(
     target: Target,
     *,
     seed: int,
-    offset: int,
-    shard: int,
     group_by_population: bool,
     context: Context | None,
     seconds: float,
@@ -34,8 +32,6 @@ def shard_ensemble(
         base: Where they started.
         target: What the weights are for.
         seed: Seed of the whole run.
-        offset: Global index of the first row.
-        shard: Index of the shard, which names its population.
         group_by_population: Whether resampled rows are grouped by population (many of them) or by lineage (few).
         context: Context of the run.
         seconds: Time that the shard took.
@@ -51,12 +47,13 @@ def shard_ensemble(
             "is −inf. No estimate can bear that; check the energy at these rows."
         )
     end = trajectory.end
-    if trajectory.lineage is not None:
-        groups = torch.full_like(trajectory.lineage, shard) if group_by_population else trajectory.lineage + offset
+    groups = sizes = None
+    if trajectory.lineage is not None and group_by_population:
+        groups, sizes = torch.zeros_like(trajectory.lineage), torch.tensor([len(end)])
+    elif trajectory.lineage is not None:
+        groups, sizes = trajectory.lineage, torch.ones(len(end))
     elif "frame" in trajectory.start:
         groups = trajectory.start["frame"].long()
-    else:
-        groups = torch.arange(len(end)) + offset
     n_failed = int(trajectory.failed.sum())
     n_nonfinite = int((~torch.isfinite(log_weights)).sum()) - n_failed
     relative = base.log_z is None
@@ -68,9 +65,10 @@ def shard_ensemble(
         target=target.name,
         base=base.name,
         context=context,
-        normalisation=f"relative to {base.name}" if relative else "absolute",
+        normalisation="relative" if relative else "absolute",
         log_z_base=None if relative else float(base.log_z),
-        groups=groups.cpu().numpy(),
+        groups=groups,
+        group_sizes=sizes,
         topology=getattr(target, "topology", None),
         provenance=Provenance(
             seed=seed,

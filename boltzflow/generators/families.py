@@ -1,0 +1,91 @@
+"""Assembled Generators: from a system and a configuration to a base and a sequence of Transitions."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from boltzflow.coordinates import InternalDomain
+from boltzflow.generators.generator import Generator
+from boltzflow.io.config import GeneratorConfig
+from boltzflow.run import make_rng
+from boltzflow.targets.bases import ProductBase
+from boltzflow.targets.molecule import kT
+from boltzflow.transitions.coupling import SplineCoupling, alternating_masks
+from boltzflow.transitions.elementwise import ElementwiseSpline
+from boltzflow.transitions.internal import InternalToCartesian
+from boltzflow.transitions.transition import Transition
+from boltzflow.transitions.triangular import TriangularAffine
+
+if TYPE_CHECKING:
+    from boltzflow.systems import System
+
+__all__ = ["build_generator", "internal_spline_flow"]
+
+
+def build_generator(
+    system: "System",
+    config: GeneratorConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Generator:
+    """Build the untrained Generator that a configuration describes.
+
+    Args:
+        system: What it samples.
+        config: Family and sizes.
+        dtype: Of parameters and samples.
+        device: Where it runs.
+    """
+    families = {"internal_spline_flow": internal_spline_flow}
+    return families[config.family](system, config).to(device=device, dtype=dtype)
+
+
+def internal_spline_flow(system: "System", config: GeneratorConfig) -> Generator:
+    """Spline couplings over scaled internal coordinates, then the map to Cartesian positions.
+
+    Proper torsions are circles with a uniform base. Bonds, angles and sibling torsions are lines with a standard normal
+    base, in units of the widths that the force field's bonded terms give them, so that the untrained flow stands near
+    the minimum. After the couplings every coordinate has a marginal spline of its own, and the lines a triangular
+    affine map that takes up their linear correlations.
+
+    Args:
+        system: Gives the Z-matrix, its domain and the temperature.
+        config: Sizes.
+    """
+    domain = _domain(system)
+    mean = torch.cat([domain.bond_mean, domain.angle_mean, domain.torsion_mean])
+    scale = torch.cat([domain.bond_std, domain.angle_std, domain.torsion_std])
+    n_lengths = len(domain.bond_mean) + len(domain.angle_mean)
+    circular = torch.cat([torch.zeros(n_lengths, dtype=torch.bool), domain.soft.bool()])
+    kinds = ["circle" if c else "line" for c in circular.tolist()]
+    rng = make_rng(config.mask_seed)
+    # Initial weights are a function of the configuration alone, whatever was drawn before.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.mask_seed)
+        transitions: list[Transition] = [
+            SplineCoupling(kinds, mask, bins=config.n_bins, hidden=config.hidden, bound=config.bound)
+            for mask in alternating_masks(kinds, config.n_couplings, rng)
+        ]
+    transitions.append(ElementwiseSpline(kinds, bins=config.n_marginal_bins, bound=config.bound))
+    if config.full_affine:
+        transitions.append(TriangularAffine(torch.nonzero(~circular).flatten()))
+    transitions.append(InternalToCartesian(system.zmatrix, mean=mean, scale=scale, circular=circular))
+    return Generator(ProductBase(kinds), transitions)
+
+
+def _domain(system: "System") -> InternalDomain:
+    potential = system.potential
+    bonds, angles, torsions = potential.bonds, potential.angles, potential.torsions
+
+    def rows(*columns: torch.Tensor) -> list[tuple]:
+        return list(zip(*(c.tolist() for c in columns), strict=True))
+
+    return InternalDomain.from_force_field(
+        system.sector,
+        system.positions,
+        bonds=[(*atoms, *rest) for atoms, *rest in rows(bonds.atoms, bonds.r0, bonds.k)],
+        angles=[(*atoms, *rest) for atoms, *rest in rows(angles.atoms, angles.theta0, angles.k)],
+        torsions=[(*a, *rest) for a, *rest in rows(torsions.atoms, torsions.periodicity.long(), torsions.phase, torsions.k)],
+        kT=kT(system.temperature),
+    )
