@@ -262,7 +262,6 @@ class Generator(torch.nn.Module):
             )
         return ensemble
 
-    @torch.no_grad()
     def sample_shards(
         self, n: int, target: Target, seed: int, *, context: Context | None = None, batch_size: int = 1000, first: int = 0
     ) -> Iterator[Ensemble]:
@@ -285,7 +284,9 @@ class Generator(torch.nn.Module):
         for shard in range(first, n_shards):
             rows = min(batch_size, n - shard * batch_size)
             started = time.perf_counter()
-            trajectory = self.rollout(rows, target, make_rng(seed, shard, device=self._device), context=context)
+            # not a decorator: around a function that yields it depends on what else is wrapped around it
+            with torch.no_grad():
+                trajectory = self.rollout(rows, target, make_rng(seed, shard, device=self._device), context=context)
             yield shard_ensemble(
                 trajectory,
                 self.base,
