@@ -168,7 +168,7 @@ class Conditioner(torch.nn.Module):
         return value.expand(like.shape[0], n)
 
 
-def alternating_masks(d: int, n_couplings: int, rng: torch.Generator) -> list[Bool[Tensor, " d"]]:
+def alternating_masks(kinds: Sequence[str], n_couplings: int, rng: torch.Generator) -> list[Bool[Tensor, " d"]]:
     """Masks of transformed coordinates in complementary pairs, so that coordinates get to condition each other.
 
     The first pair splits the coordinates in random halves, every further pair splits the groups that are still together: after
@@ -176,13 +176,14 @@ def alternating_masks(d: int, n_couplings: int, rng: torch.Generator) -> list[Bo
     starts again with other halves. Every coordinate is transformed once per pair.
 
     Args:
-        d: Number of coordinates, at least two.
+        kinds: Kinds of the d coordinates, at least two.
         n_couplings: Number of masks.
         rng: Random stream (its device must be the CPU).
 
     Returns:
         One mask per coupling, True where a coordinate is transformed.
     """
+    d = len(kinds)
     if d < 2:
         raise ValueError(f"alternating_masks: expected at least two coordinates, got {d}.")
     masks, groups = [], [torch.arange(d)]

@@ -3,14 +3,17 @@
 import functools
 import logging
 import math
+import os
+import warnings
 from collections.abc import Callable
+from typing import no_type_check
 
 import torch
 
 from boltzflow._typing import Bool, Float, Tensor
 from boltzflow.transitions.splines import from_unit, rq_bin, rq_bin_inverse, select_bin, to_unit, unit_scale, wrap_unit
 
-__all__ = ["conditioned_spline", "n_spline_parameters"]
+__all__ = ["conditioned_spline", "n_spline_parameters", "positive"]
 
 _logger = logging.getLogger(__name__)
 _TURN = 1.0 / (2.0 * math.pi)
@@ -92,48 +95,65 @@ class _Spline(torch.autograd.Function):
 
 
 def _run(kernel: Callable, constants: tuple, raw: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    # A broken tool chain is found out once per process.
-    if _compiler.broken or raw[0].numel() < 2:
+    if _compiler.off or raw[0].numel() < 2:
         return kernel(raw, *tensors, *constants)
     shape = raw.shape[1:]
     # One flat axis: with kinds broadcast over the batch inductor makes several loops with temporaries between them, six times slower.
-    flat = [tensor.detach().expand(shape).reshape(-1) for tensor in tensors]
+    # `.data`: a detached tensor is still a view of its origin, whose history dynamo would look at and guard on.
+    flat = [tensor.data.expand(shape).reshape(-1) for tensor in tensors]
     try:
-        first, second = _compiler.get(kernel, raw.dtype, constants)(raw.detach().flatten(1), *flat)
+        compiled = _compiler.get(kernel, constants, raw.dtype, raw.device.type, torch.is_inference_mode_enabled())
+        first, second = compiled(raw.data.flatten(1), *flat)
     except Exception as error:  # whatever a tool chain raises: no compiler, no headers, no disk
         result = kernel(raw, *tensors, *constants)
-        _compiler.broken = True
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        _logger.warning("Splines run uncompiled (same numbers, slower): %s", lines[0])
+        _compiler.off = True
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        _logger.warning("Splines run uncompiled (same numbers, slower): %s", reason)
         return result
     return first.view(shape), second.view(*second.shape[:-1], *shape)
 
 
 class _Compiler:
-    """Compiled kernels of this process, one per (kernel, dtype, constants)."""
+    """Compiled kernels of this process, one per variant; the environment variable BOLTZFLOW_COMPILE=0 turns them off."""
 
     def __init__(self) -> None:
-        self.broken = False
-        self.get = functools.cache(self._compile)
+        self.off = os.environ.get("BOLTZFLOW_COMPILE") == "0"
+        self.get = functools.cache(_Variant)
 
-    @staticmethod
-    def _compile(kernel: Callable, dtype: torch.dtype, constants: tuple) -> Callable:
+
+class _Variant:
+    """One kernel, compiled for its constants, dtype, device and grad mode at the first call, for flat lengths of any size."""
+
+    def __init__(self, kernel: Callable, constants: tuple, *variant: object) -> None:
+        @no_type_check
         def specialised(*tensors):
             return kernel(*tensors, *constants)
 
         # dynamo counts recompilations per code object and gives up after a few: every variant gets its own
-        specialised.__code__ = specialised.__code__.replace(co_name=f"{kernel.__name__}_{dtype}".replace(".", "_"))
-        return torch.compile(specialised, dynamic=True, fullgraph=True, options={"max_fusion_size": 100_000})
+        specialised.__code__ = specialised.__code__.replace(co_name=kernel.__name__ + "".join(f"_{v}" for v in variant).replace(".", "_"))
+        self.compiled = torch.compile(specialised, dynamic=True, fullgraph=True, options={"max_fusion_size": 100_000})
+        self.ready = False
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        if self.ready:
+            return self.compiled(*tensors)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own, which must not become errors under -W error
+            result = self.compiled(*tensors)
+        self.ready = True
+        return result
 
 
 _compiler = _Compiler()
 
 
-def _positive(raw, minimum):
-    # zero gives exactly one
+@no_type_check
+def positive(raw, minimum):
+    """Softplus above a minimum, shifted so that zero gives one."""
     return minimum + torch.nn.functional.softplus(raw + math.log(math.expm1(1.0 - minimum)))
 
 
+@no_type_check
 def _knots(rows, minimum):
     """Probabilities and the inner knots of bins minimum + (1 − K minimum) softmax."""
     highest = functools.reduce(torch.maximum, rows)
@@ -146,6 +166,7 @@ def _knots(rows, minimum):
     return [e * rescale for e in exponentials], inner
 
 
+@no_type_check
 def _bins(u, raw, line, circle, bins, min_bin, min_derivative, inverse):
     """Selected bin of every point: knots, raw derivatives, and what the backward pass needs of the softmax."""
     x_probabilities, x_inner = _knots([raw[k] for k in range(bins)], min_bin)
@@ -161,10 +182,11 @@ def _bins(u, raw, line, circle, bins, min_bin, min_derivative, inverse):
     )
     picked = select_bin(u, y_inner if inverse else x_inner, columns)
     (left, right), (bottom, top), (r0, r1), (index, _) = picked
-    edges = (left, right, bottom, top, _positive(r0, min_derivative), _positive(r1, min_derivative))
+    edges = (left, right, bottom, top, positive(r0, min_derivative), positive(r1, min_derivative))
     return edges, index, x_probabilities, y_probabilities
 
 
+@no_type_check
 def _forward_kernel(raw, x, line, circle, bins, min_bin, min_derivative, bound, period, inverse):
     turn = raw[3 * bins] * _TURN
     u, inside = to_unit(torch.where(circle, x - turn * period, x) if inverse else x, line, circle, bound, period)
@@ -175,6 +197,7 @@ def _forward_kernel(raw, x, line, circle, bins, min_bin, min_derivative, bound, 
     return from_unit(v, log_derivative, x, inside, line, circle, bound, period)
 
 
+@no_type_check
 def _backward_kernel(raw, point, line, circle, grad_y, grad_log, bins, min_bin, min_derivative, bound, period, inverse):
     """Closed-form vector-Jacobian product at the point on the input side of the spline (the image when it ran inversely)."""
     u, inside = to_unit(point, line, circle, bound, period)
@@ -224,6 +247,7 @@ def _backward_kernel(raw, point, line, circle, grad_y, grad_log, bins, min_bin, 
     return grad_x, torch.stack(rows + at_knot)
 
 
+@no_type_check
 def _softmax_gradient(probabilities, index, g_start, g_size, start, size, minimum):
     """Gradient with respect to the raw rows, given those with respect to start and size of the selected bin."""
     mean = g_start * (start - index * minimum) + g_size * (size - minimum)

@@ -1,5 +1,7 @@
 """Monotone rational-quadratic splines on the interval, the line and the circle, as pure functions of knots and derivatives."""
 
+from typing import no_type_check
+
 import torch
 
 from boltzflow._typing import Float, Tensor
@@ -18,9 +20,11 @@ __all__ = [
 ]
 
 # The functions without annotations are elementwise: any tensors that broadcast will do. Bins are lists of rows, not an axis: unrolled,
-# everything vectorises over what remains, and a chain of `where` replaces the search and the gathers.
+# everything vectorises over what remains, and a chain of `where` replaces the search and the gathers. They run inside
+# compiled regions, where the tests' type checker must not wrap them: hence `no_type_check`.
 
 
+@no_type_check
 def rq_bin(x, left, right, bottom, top, d_left, d_right):
     """Rational-quadratic function of one bin and the logarithm of its derivative.
 
@@ -51,6 +55,7 @@ def rq_bin(x, left, right, bottom, top, d_left, d_right):
     return torch.minimum(bottom + height * ratio, top), torch.log(slope * (s / denominator) ** 2)
 
 
+@no_type_check
 def rq_bin_inverse(y, left, right, bottom, top, d_left, d_right):
     """Inverse of `rq_bin` and the logarithm of its derivative, −log dy/dx.
 
@@ -85,6 +90,7 @@ def rq_bin_inverse(y, left, right, bottom, top, d_left, d_right):
     return torch.minimum(left + width * xi, right), -torch.log(slope * (s / denominator) ** 2)
 
 
+@no_type_check
 def select_bin(value, inner_knots, columns):
     """For each value the entries that belong to its bin, by comparison with the K − 1 inner knots.
 
@@ -216,11 +222,13 @@ def rq_spline_circle(
     return y, log_derivative
 
 
+@no_type_check
 def wrap_unit(u):
     """Representative in (0, 1] of points on the circle of length one; exact for points that are there already."""
     return u - (torch.ceil(u) - 1.0)
 
 
+@no_type_check
 def to_unit(x, line, circle, bound, period):
     """Coordinates on the unit interval: (x + bound)/2bound on a line, x/period + 1/2 wrapped on a circle, x itself on an interval.
 
@@ -236,6 +244,7 @@ def to_unit(x, line, circle, bound, period):
     return u.clamp(0.0, 1.0), (u >= 0.0) & (u <= 1.0)
 
 
+@no_type_check
 def from_unit(v, log_derivative, x, inside, line, circle, bound, period):
     """Back from the unit interval: what was outside it is left as it is on a line, and NaN elsewhere.
 
@@ -252,6 +261,7 @@ def from_unit(v, log_derivative, x, inside, line, circle, bound, period):
     return y, torch.where(inside, log_derivative, torch.where(line, x - x, torch.nan))
 
 
+@no_type_check
 def unit_scale(v, line, circle, bound, period):
     """v times the length of its domain."""
     return torch.where(line, v * (2.0 * bound), torch.where(circle, v * period, v))
