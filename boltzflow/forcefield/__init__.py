@@ -8,7 +8,7 @@ from boltzflow.forcefield.harmonic_bond import HarmonicBonds
 from boltzflow.forcefield.nonbonded import Nonbonded
 from boltzflow.forcefield.openmm_bridge import OpenMMPotential, WorkerError
 from boltzflow.forcefield.periodic_torsion import PeriodicTorsions
-from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField
+from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField, TorsionParameters
 from boltzflow.forcefield.registry import from_openmm, register_force
 from boltzflow.forcefield.term import Term
 
@@ -24,6 +24,7 @@ __all__ = [
     "OpenMMPotential",
     "PeriodicTorsions",
     "Term",
+    "TorsionParameters",
     "WorkerError",
     "from_openmm",
     "register_force",

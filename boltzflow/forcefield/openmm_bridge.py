@@ -49,7 +49,7 @@ class _Evaluator:
         """Return energies (n,) and forces (n, n_atoms, 3) in float64; rows with a non-finite position are NaN."""
         energies = np.full(len(positions), np.nan)
         forces = np.full(positions.shape, np.nan)
-        # The CPU platform would give such a row energy zero.
+        # The CPU platform raises for NaN, and has given such a row energy zero in other versions.
         for row in np.flatnonzero(np.isfinite(positions).all(axis=(1, 2))):
             self._context.setPositions(positions[row])
             state = self._context.getState(getEnergy=True, getForces=True)

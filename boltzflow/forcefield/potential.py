@@ -34,12 +34,15 @@ class AngleParameters(NamedTuple):
 
 
 class TorsionParameters(NamedTuple):
-    """Periodic torsions k (1 + cos(n phi - phase)): ``atoms`` (m, 4), ``periodicity`` (m,), ``phase`` (m,) in rad, ``k`` (m,) in kJ/mol."""
+    """Periodic torsions k (1 + cos(n phi - phase)), one row for each term.
 
-    atoms: Int[Tensor, "m 4"]
-    periodicity: Tensor
-    phase: Float[Tensor, "m"]
-    k: Float[Tensor, "m"]
+    ``atoms`` (n, 4), ``periodicity`` (n,), ``phase`` (n,) in rad, ``k`` (n,) in kJ/mol.
+    """
+
+    atoms: Int[Tensor, "n 4"]
+    periodicity: Int[Tensor, "n"]
+    phase: Float[Tensor, "n"]
+    k: Float[Tensor, "n"]
 
 
 class ForceField(nn.Module):
@@ -94,8 +97,8 @@ class ForceField(nn.Module):
 
     def _gather(self, kind: str, names: tuple[str, ...], n: int) -> list[Tensor]:
         found = [[getattr(term, name) for name in names] for term in self.terms if type(term).__name__ == kind]
-        empty = self._dtype.new_zeros(0)
-        found.append([self._ij.new_zeros((0, n)), *[empty] * (len(names) - 1)])
+        empty = {"atoms": self._ij.new_zeros((0, n)), "periodicity": self._ij.new_zeros(0)}
+        found = found or [[empty.get(name, self._dtype.new_zeros(0)) for name in names]]
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def _energy(self, x: Float[Tensor, "3 n_atoms batch"]) -> Float64[Tensor, "batch"]:

@@ -14,6 +14,7 @@ import openmm
 import pytest
 import torch
 
+import boltzflow
 from boltzflow.forcefield import OpenMMPotential, WorkerError
 
 
@@ -48,7 +49,7 @@ def test_workers_keep_the_order(pool, in_process, geometries):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_row_is_nan_and_the_others_are_not(shipped, geometries, platform, bad):
     x = geometries[:4].clone()
-    x[1, 0, 0] = bad
+    x[1, 7, 2] = bad
     energy, force = OpenMMPotential(shipped, platform=platform).energy_and_force(x)
     assert energy.isnan().tolist() == [False, True, False, False]
     assert force[[0, 2, 3]].isfinite().all()
@@ -139,7 +140,9 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         "    print(*[p.pid for p in potential._pool.processes], flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    root = str(Path(boltzflow.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, env=environment)
     workers = [int(word) for word in done.stdout.split()]
     assert len(workers) == 2, done.stderr
     deadline = time.monotonic() + 20

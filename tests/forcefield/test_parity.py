@@ -3,6 +3,8 @@
 import openmm
 import pytest
 import torch
+from openmm import app, unit
+from openmm.app.internal.customgbforces import GBSAOBC1Force
 
 from boltzflow.forcefield import from_openmm
 
@@ -64,5 +66,46 @@ def test_dielectrics_and_surface_term(make_system, geometries, reference, errors
     forcefield = from_openmm(system)
     assert (forcefield.terms[-1].options["surface"] > 0) == (sasa == "ACE")
     du, df = errors(forcefield.energy_and_force(geometries), reference(system, geometries))
+    assert du < FLOAT64[0]
+    assert df < FLOAT64[1]
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+@pytest.mark.parametrize("kind", ["GBSAOBCForce", "CustomGBForce"])
+def test_an_atom_inside_the_sphere_of_another(reference, errors, kind, backend):
+    """The two forces treat it differently; spheres hardly larger than the atom keep the Born radii sensitive to it."""
+    system = openmm.System()
+    force = openmm.GBSAOBCForce() if kind == "GBSAOBCForce" else GBSAOBC1Force(SA="ACE")
+    for charge, radius, scale in [(0.4, 0.1, 0.5), (-0.7, 0.14, 0.9), (0.3, 0.12, 0.8)]:
+        system.addParticle(1.0)
+        force.addParticle(*([charge, radius, scale] if kind == "GBSAOBCForce" else [[charge, radius, scale]]))
+    if kind == "CustomGBForce":
+        force.finalize()
+    system.addForce(force)
+    direction = torch.tensor([0.36, 0.48, 0.8], dtype=torch.float64)
+    distances = torch.tensor([0.001, 0.005, 0.01, 0.02, 0.0269, 0.0271, 0.03, 0.1, 0.2, 0.5], dtype=torch.float64)
+    x = torch.zeros(len(distances), 3, 3, dtype=torch.float64)
+    x[:, 1] = distances[:, None] * direction
+    x[:, 2, 0] = -0.3
+    forcefield = from_openmm(system)
+    assert (forcefield.terms[0].scaled_radius[1] - forcefield.terms[0].offset_radius[0]).item() == pytest.approx(0.0269)
+    forcefield = forcefield.compiled() if backend == "compiled" else forcefield
+    du, df = errors(forcefield.energy_and_force(x), reference(system, x))
+    assert du < FLOAT64[0]
+    assert df < FLOAT64[1]
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_two_molecules(topology, minimised, reference, errors, backend):
+    """Another number of atoms, and pairs that no bond connects."""
+    modeller = app.Modeller(topology, minimised.numpy() * unit.nanometer)
+    x = torch.cat([minimised, minimised + torch.tensor([0.0, 0.1, 0.45], dtype=torch.float64)])
+    modeller.add(topology, x[22:].numpy() * unit.nanometer)
+    system = app.ForceField("amber14-all.xml", "implicit/obc2.xml").createSystem(modeller.topology)
+    noise = torch.randn(12, 44, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    x = x + torch.tensor([0.002, 0.01, 0.05], dtype=torch.float64).repeat(4)[:, None, None] * noise
+    forcefield = from_openmm(system)
+    forcefield = forcefield.compiled() if backend == "compiled" else forcefield
+    du, df = errors(forcefield.energy_and_force(x), reference(system, x))
     assert du < FLOAT64[0]
     assert df < FLOAT64[1]

@@ -1,10 +1,14 @@
 """The torch force field: derivatives, storage, accessors, and what it does with bad input."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import boltzflow
 from boltzflow.errors import FormatError
 from boltzflow.forcefield import ForceField, from_openmm
 
@@ -44,14 +48,27 @@ def test_energies_are_float64_and_forces_follow_the_positions(shipped, geometrie
     assert not energy.requires_grad
 
 
-def test_save_and_load_without_openmm(forcefield, geometries, tmp_path, monkeypatch):
+def test_save_and_load_without_openmm(forcefield, geometries, tmp_path):
+    """In a process where openmm cannot be imported at all, eager and compiled."""
     forcefield.save(tmp_path / "parameters.pt")
-    for name in [name for name in sys.modules if name.split(".")[0] == "openmm"]:
-        monkeypatch.setitem(sys.modules, name, None)
-    loaded = ForceField.load(tmp_path / "parameters.pt")
-    assert (loaded.n_atoms, loaded.n_constraints, loaded.dtype) == (22, 0, torch.float64)
-    assert torch.equal(loaded(geometries), forcefield(geometries))
     assert [path.name for path in tmp_path.iterdir()] == ["parameters.pt"]
+    torch.save(geometries, tmp_path / "positions.pt")
+    script = (
+        "import sys\n"
+        "sys.modules['openmm'] = None\n"
+        "import torch\n"
+        "from boltzflow.forcefield import ForceField\n"
+        "loaded = ForceField.load('parameters.pt')\n"
+        "assert (loaded.n_atoms, loaded.n_constraints, loaded.dtype) == (22, 0, torch.float64)\n"
+        "x = torch.load('positions.pt')\n"
+        "torch.save([loaded(x), loaded.compiled()(x)], 'energies.pt')\n"
+    )
+    root = str(Path(boltzflow.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+    eager, compiled = torch.load(tmp_path / "energies.pt")
+    assert torch.equal(eager, forcefield(geometries))
+    assert torch.equal(compiled, forcefield.compiled()(geometries))
 
 
 def test_foreign_files_are_refused(forcefield, tmp_path):
@@ -75,6 +92,18 @@ def test_accessors(forcefield, shipped, minimised):
         assert (bonds.r0[row].item(), bonds.k[row].item()) == (r0._value, k._value)
     length = (minimised[bonds.atoms[:, 0]] - minimised[bonds.atoms[:, 1]]).norm(dim=-1)
     assert (length - bonds.r0).abs().max() < 0.003
+    torsions = forcefield.torsions
+    assert torsions.periodicity.dtype == torch.int64
+    assert set(torsions.periodicity.tolist()) <= {1, 2, 3, 4}
+    assert len(torsions.atoms) == len(torsions.k) == shipped.getForce(2).getNumTorsions()
+
+
+def test_accessors_of_a_force_field_without_such_terms():
+    empty = ForceField([], n_atoms=3)
+    assert empty.bonds.atoms.shape == (0, 2)
+    assert empty.torsions.periodicity.dtype == torch.int64
+    assert torch.equal(empty(torch.zeros(4, 3, 3)), torch.zeros(4, dtype=torch.float64))
+    assert empty.compiled().energy_and_force(torch.ones(4, 3, 3))[1].abs().max() == 0
 
 
 @pytest.mark.parametrize("shape", [(22, 3), (5, 21, 3), (5, 66)])
