@@ -51,7 +51,7 @@ from boltzflow.transitions.hmc import HMC
 from boltzflow.transitions.langevin import OverdampedLangevin
 from boltzflow.transitions.mala import MALA
 from boltzflow.transitions.metropolis import RandomWalkMetropolis
-from boltzflow.transitions.transition import Bijection, DetailedBalance, Transition
+from boltzflow.transitions.transition import BatchStep, Bijection, DetailedBalance, Transition
 
 torch.set_num_threads(1)
 
@@ -417,6 +417,32 @@ def test_a_ratio_that_cannot_be_checked_is_refused():
 
     with pytest.raises(TypeError, match="test it with assert_crooks"):
         assert_reverse_ratio(Opaque(), points(), Run(make_rng(0)))
+
+
+class Resample(BatchStep):
+    """Multinomial resampling at every level, right, or with ancestors drawn uniformly."""
+
+    def __init__(self, level, *, wrong=False):
+        super().__init__()
+        self.level, self.wrong = level, wrong
+
+    def choose(self, log_weights, rng):
+        weights = torch.ones_like(log_weights) if self.wrong else torch.softmax(log_weights, 0)
+        return torch.multinomial(weights, len(weights), replacement=True, generator=rng)
+
+
+def test_populations_with_resampling():
+    base, target = (h.double() for h in harmonic_pair(2, displacement=1.5))
+
+    def annealed(wrong):
+        steps = [(Resample(k / 4, wrong=wrong), MALA(0.1, level=k / 4).double()) for k in range(1, 5)]
+        return Generator(base, [step for pair_ in steps for step in pair_])
+
+    assert_unbiased(annealed(wrong=False), target, n=20_000, rng=make_rng(0))
+    with pytest.raises(AssertionError, match=r"E\[w\]"):
+        assert_unbiased(annealed(wrong=True), target, n=20_000, rng=make_rng(0))
+    with pytest.raises(ValueError, match="no reverse"):
+        assert_crooks(annealed(wrong=False), target, n=10, rng=make_rng(0))
 
 
 def test_unbiased_refuses_what_is_too_uncertain():

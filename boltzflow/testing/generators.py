@@ -9,6 +9,7 @@ from boltzflow.run import Context
 from boltzflow.state import State
 from boltzflow.targets.target import Target
 from boltzflow.testing._compare import check_z_scores, fail, observables
+from boltzflow.transitions.transition import BatchStep
 
 __all__ = ["assert_crooks", "assert_unbiased"]
 
@@ -16,43 +17,71 @@ __all__ = ["assert_crooks", "assert_unbiased"]
 MAX_ERROR = 0.1
 
 
-def _both_ways(
-    generator: Generator, target: Target, n: int, rng: torch.Generator, context: Context | None
-) -> tuple[Trajectory, Trajectory, float]:
+def _known_ratio(generator: Generator, target: Target) -> float:
     if target.log_z is None or generator.base.log_z is None:
         raise ValueError(f"{target.name} and {generator.base.name} must have known log Z to test weights against.")
-    with torch.no_grad():
-        forward = generator.rollout(n, target, rng, context=context)
-        backward = generator.trace_back(target.sample(n, rng, context), target, rng, context=context)
-    for what, trajectory in (("rollout", forward), ("trace_back", backward)):
-        failed = int(trajectory.failed.sum())
-        if failed:
-            fail(f"{what} to {target.name}: {failed} of {n} rows failed with NaN or inf from the model.")
-    return forward, backward, target.log_z - generator.base.log_z
+    return target.log_z - generator.base.log_z
+
+
+def _require_finite(what: str, trajectory: Trajectory, target: Target) -> None:
+    failed = int(trajectory.failed.sum())
+    if failed:
+        fail(f"{what} to {target.name}: {failed} rows failed with NaN or inf from the model.")
+
+
+@torch.no_grad()
+def _forward(generator: Generator, target: Target, n: int, rng: torch.Generator, context: Context | None) -> Trajectory:
+    trajectory = generator.rollout(n, target, rng, context=context)
+    _require_finite("rollout", trajectory, target)
+    return trajectory
+
+
+@torch.no_grad()
+def _backward(
+    generator: Generator, target: Target, n: int, rng: torch.Generator, context: Context | None
+) -> Trajectory:
+    trajectory = generator.trace_back(target.sample(n, rng, context), target, rng, context=context)
+    _require_finite("trace_back", trajectory, target)
+    return trajectory
 
 
 def assert_unbiased(
-    generator: Generator, target: Target, *, n: int, rng: torch.Generator, context: Context | None = None
+    generator: Generator,
+    target: Target,
+    *,
+    n: int,
+    rng: torch.Generator,
+    context: Context | None = None,
+    n_populations: int = 50,
 ) -> None:
     """Check E[w] = Z/Z_base over rollouts, and E[1/w] = Z_base/Z over paths traced back from exact samples.
 
+    With BatchSteps the rows of a population depend on each other: the mean is then taken over the mean weights of
+    independent populations, and nothing is traced back.
+
     Args:
         generator: With a base of known log Z.
-        target: With known log Z and an exact sampler.
+        target: With known log Z and, unless there are BatchSteps, an exact sampler.
         n: Number of paths each way; the standard errors must come out below 10 %.
         rng: Random stream.
         context: Passed on.
+        n_populations: How many populations share the n paths if there are BatchSteps.
 
     Raises:
         AssertionError: If a mean is off by more than chance allows, or too uncertain to tell.
     """
-    forward, backward, log_ratio = _both_ways(generator, target, n, rng, context)
-    relative = {
-        "E[w] Z_base/Z": (forward.log_weights - log_ratio).exp(),
-        "E[1/w] Z/Z_base": (log_ratio - backward.log_weights).exp(),
-    }
+    log_ratio = _known_ratio(generator, target)
+    name = "E[w] Z_base/Z"
+    if any(isinstance(step, BatchStep) for step in generator.transitions):
+        populations = [_forward(generator, target, n // n_populations, rng, context) for _ in range(n_populations)]
+        relative = {name: torch.stack([(p.log_weights - log_ratio).exp().mean() for p in populations])}
+    else:
+        relative = {
+            name: (_forward(generator, target, n, rng, context).log_weights - log_ratio).exp(),
+            "E[1/w] Z/Z_base": (log_ratio - _backward(generator, target, n, rng, context).log_weights).exp(),
+        }
     mean = {name: w.mean().item() for name, w in relative.items()}
-    error = {name: w.std().item() / math.sqrt(n) for name, w in relative.items()}
+    error = {name: w.std().item() / math.sqrt(len(w)) for name, w in relative.items()}
     check_z_scores(f"paths from {generator.base.name} to {target.name}", mean, error, expected=1.0)
     for name, value in error.items():
         if value > MAX_ERROR:
@@ -80,7 +109,9 @@ def assert_crooks(
     References:
         Crooks, Phys. Rev. E 61, 2361 (2000), eq. 6; Bennett, J. Comput. Phys. 22, 245 (1976).
     """
-    forward, backward, log_ratio = _both_ways(generator, target, n, rng, context)
+    log_ratio = _known_ratio(generator, target)
+    forward = _forward(generator, target, n, rng, context)
+    backward = _backward(generator, target, n, rng, context)
     log_f, log_b = forward.log_weights - log_ratio, backward.log_weights - log_ratio
     # a rollout ends under the target, a path traced back starts there: both Trajectories call that state `end`
     ends = {
