@@ -9,11 +9,10 @@ from boltzflow.networks.mlp import MLP, CoordinateFeatures, ResidualMLP
 from boltzflow.run import Run
 from boltzflow.state import State
 from boltzflow.transitions.spline_kernels import conditioned_spline, n_spline_parameters
+from boltzflow.transitions.splines import kind_masks
 from boltzflow.transitions.transition import Bijection
 
 __all__ = ["Conditioner", "SplineCoupling", "alternating_masks"]
-
-_KINDS = ("circle", "interval", "line")
 
 
 class SplineCoupling(Bijection):
@@ -73,8 +72,8 @@ class SplineCoupling(Bijection):
             context=context,
             period=period,
         )
-        for kind in ("line", "circle"):
-            self.register_buffer(kind, torch.tensor([[kinds[i] == kind] for i in self.conditioner.transformed]))
+        for name, mask in kind_masks([kinds[i] for i in self.conditioner.transformed]).items():
+            self.register_buffer(name, mask)
 
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """Transform; the log-ratio is log|det ∂y/∂x|."""
@@ -131,13 +130,11 @@ class Conditioner(torch.nn.Module):
         period: float,
     ) -> None:
         super().__init__()
-        unknown = sorted(set(kinds) - set(_KINDS))
-        if unknown:
-            raise ValueError(f"coupling: kinds must be among {_KINDS}, got {unknown}.")
         if len(kinds) != len(transformed):
             raise ValueError(f"coupling: expected one kind per coordinate, got {len(kinds)} kinds and a mask of {len(transformed)}.")
         if bool(transformed.all()) or not bool(transformed.any()):
             raise ValueError("coupling: at least one coordinate must be transformed and one must condition; use ElementwiseSpline or Affine.")
+        kind_masks(kinds)  # raises on unknown kinds
         self.register_buffer("transformed", torch.nonzero(transformed).flatten())
         self.register_buffer("conditioning", torch.nonzero(~transformed).flatten())
         self.context = dict(context or {})

@@ -8,7 +8,7 @@ from boltzflow._typing import Float64, Tensor
 from boltzflow.run import Run
 from boltzflow.state import State
 from boltzflow.transitions.spline_kernels import n_spline_parameters, positive
-from boltzflow.transitions.splines import from_unit, rq_bin, rq_bin_inverse, to_unit, wrap_unit
+from boltzflow.transitions.splines import from_unit, kind_masks, rq_bin, rq_bin_inverse, to_unit, wrap_unit
 from boltzflow.transitions.transition import Bijection
 
 __all__ = ["ElementwiseSpline"]
@@ -49,8 +49,8 @@ class ElementwiseSpline(Bijection):
             raise ValueError(f"ElementwiseSpline: expected bins·min_bin < 1, got {bins} bins with min_bin={min_bin}.")
         self.field, self.bins, self.bound, self.period = field, bins, bound, period
         self.min_bin, self.min_derivative = min_bin, min_derivative
-        for kind in ("line", "circle"):
-            self.register_buffer(kind, torch.tensor([[k == kind] for k in kinds]))
+        for name, mask in kind_masks(kinds).items():
+            self.register_buffer(name, mask)
         self.raw = torch.nn.Parameter(torch.zeros(len(kinds), n_spline_parameters(bins)))
 
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:

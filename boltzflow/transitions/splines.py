@@ -1,13 +1,16 @@
 """Monotone rational-quadratic splines on the interval, the line and the circle, as pure functions of knots and derivatives."""
 
+from collections.abc import Sequence
 from typing import no_type_check
 
 import torch
 
-from boltzflow._typing import Float, Tensor
+from boltzflow._typing import Bool, Float, Tensor
 
 __all__ = [
+    "KINDS",
     "from_unit",
+    "kind_masks",
     "rq_bin",
     "rq_bin_inverse",
     "rq_spline",
@@ -18,6 +21,8 @@ __all__ = [
     "unit_scale",
     "wrap_unit",
 ]
+
+KINDS = ("circle", "interval", "line")
 
 # The functions without annotations are elementwise: any tensors that broadcast will do. Bins are lists of rows, not an axis: unrolled,
 # everything vectorises over what remains, and a chain of `where` replaces the search and the gathers. They run inside
@@ -220,6 +225,24 @@ def rq_spline_circle(
     if not inverse:
         y = (wrap_unit((y + shift) / period + 0.5) - 0.5) * period
     return y, log_derivative
+
+
+def kind_masks(kinds: Sequence[str]) -> dict[str, Bool[Tensor, "d 1"]]:
+    """Which coordinates are lines and which are circles; the rest are intervals.
+
+    Args:
+        kinds: "circle", "interval" or "line" for each of d coordinates.
+
+    Returns:
+        The masks "line" and "circle", to be broadcast over a batch on the last axis.
+
+    Raises:
+        ValueError: If a kind is none of the three.
+    """
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown:
+        raise ValueError(f"Kinds of coordinates must be among {KINDS}, got {unknown}.")
+    return {name: torch.tensor([[kind == name] for kind in kinds]) for name in ("line", "circle")}
 
 
 @no_type_check
