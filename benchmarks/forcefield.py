@@ -12,7 +12,7 @@ import torch
 from _record import best_seconds, record
 from openmm import app, unit
 
-from boltzflow.forcefield import from_openmm
+from boltzflow.forcefield import OpenMMPotential, from_openmm
 
 FOLDER = Path(__file__).parents[1] / "systems" / "alanine_dipeptide"
 
@@ -46,6 +46,15 @@ def openmm_loop(system: openmm.System, positions: torch.Tensor, platform: str) -
             state.getForces(asNumpy=True)
 
     return len(arrays) / best_seconds(run, repeats=3)
+
+
+def bridge_rates(system: openmm.System, positions: torch.Tensor) -> dict[str, float]:
+    rates = {}
+    for n_workers in (1, 2):
+        with OpenMMPotential(system, n_workers=n_workers) as potential:
+            seconds = best_seconds(lambda p=potential: p.energy_and_force(positions), repeats=5)
+            rates[f"{n_workers} worker{'s'[: n_workers - 1]}, {potential.platform}"] = len(positions) / seconds
+    return rates
 
 
 def forward_and_backward(forcefield: torch.nn.Module, x: torch.Tensor) -> None:
@@ -92,13 +101,15 @@ def main() -> None:
             loops[platform] = openmm_loop(system, positions[:256], platform)
         rates = torch_rates(system, positions, arguments.device)
         fastest = max(loops.values())
+        bridge = bridge_rates(system, positions[:256])
         results[name] = {
             "one OpenMM Context, one thread": loops,
+            "OpenMMPotential, batch 256": bridge,
             "torch": rates,
             "torch over the faster OpenMM platform": {key: rate / fastest for key, rate in rates.items()},
         }
         print(f"{name}: OpenMM {fastest:.0f}/s")
-        for key, rate in rates.items():
+        for key, rate in {**bridge, **rates}.items():
             print(f"    {key:32s} {rate:12.0f}/s   {rate / fastest:8.1f} x")
     print(record("forcefield", results, arguments.output))
 
