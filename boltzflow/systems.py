@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from boltzflow.coordinates.zmatrix import ZMatrix
 from boltzflow.errors import CheckpointMismatchError, FormatError, UnknownNameError, nearest
 from boltzflow.forcefield.compiled import CompiledForceField
 from boltzflow.forcefield.potential import ForceField
+from boltzflow.generators.families import build_generator
 from boltzflow.generators.generator import Generator
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
 from boltzflow.io.config import RunConfig, load_config
@@ -77,6 +78,13 @@ class System:
         """Name, with "@T" when the temperature is not the system's own; `load_system` reads it back."""
         own = self.definition.temperature
         return self.definition.name if self.temperature == own else f"{self.definition.name}@{self.temperature:.10g}"
+
+    @property
+    def source(self) -> str:
+        """What `load_system` finds it by: its name if it ships, else its folder, with "@T" as in `name`."""
+        if self.folder.parent == _shipped("systems"):
+            return self.name
+        return f"{self.folder}@{self.temperature:.10g}"
 
     @property
     def description(self) -> str:
@@ -279,9 +287,11 @@ class System:
             raise CheckpointMismatchError(
                 f"the checkpoint is for {checkpoint.system!r}, not for {self.name!r}; load that system."
             )
-        from boltzflow.generators.families import build_generator
-
-        generator = build_generator(self, checkpoint.config.generator, dtype=dtype, device=device)
+        # at its own temperature, which the constants of the model are made from; weights are for any target
+        trained_for = (
+            self if checkpoint.temperature == self.temperature else replace(self, temperature=checkpoint.temperature)
+        )
+        generator = build_generator(trained_for, checkpoint.config.generator, dtype=dtype, device=device)
         checkpoint.load_into(generator)
         return generator.eval()
 

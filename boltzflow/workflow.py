@@ -2,29 +2,41 @@
 
 import json
 import logging
-from dataclasses import asdict
+import sys
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
+from boltzflow._typing import Float64, Tensor
 from boltzflow.ensemble import Ensemble
-from boltzflow.errors import CheckpointMismatchError
+from boltzflow.errors import CheckpointMismatchError, NonFiniteEnergyError
 from boltzflow.generators.families import build_generator
 from boltzflow.generators.generator import Generator
 from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import load_checkpoint, save_checkpoint
 from boltzflow.io.config import RunConfig
 from boltzflow.objectives import build_objective
+from boltzflow.run import make_rng, new_seed
 from boltzflow.state import State
 from boltzflow.systems import System, load_system
+from boltzflow.targets.target import Target
 from boltzflow.training import Trainer, TrainingState
 
-__all__ = ["train", "training_data"]
+__all__ = ["path_log_weights", "sample_to_file", "train", "training_data"]
 
 logger = logging.getLogger(__name__)
 
+MAX_FAILED_FRACTION = 0.01
+SAVE_EVERY = 30.0
+"""Seconds between writes of an ensemble that is being sampled."""
 
-def training_data(ensemble: Ensemble, system: System, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> State:
+
+def training_data(
+    ensemble: Ensemble, system: System, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> State:
     """Rows of an unweighted ensemble as training data: relabelled into the system's sector, the rest counted and left out.
 
     Args:
@@ -46,8 +58,15 @@ def training_data(ensemble: Ensemble, system: System, *, dtype: torch.dtype, dev
     positions, n_relabelled = system.sector.relabel(positions)
     inside = system.sector.contains(positions)
     if not bool(inside.any()):
-        raise ValueError(f"training data: none of {len(inside)} frames lies in the sector of {system.name} ({system.target.sector_description}).")
-    logger.info("training data: %d frames, %d relabelled, %d outside the sector left out", len(inside), int(n_relabelled), int((~inside).sum()))
+        raise ValueError(
+            f"training data: none of {len(inside)} frames lies in the sector of {system.name} ({system.target.sector_description})."
+        )
+    logger.info(
+        "training data: %d frames, %d relabelled, %d outside the sector left out",
+        len(inside),
+        int(n_relabelled),
+        int((~inside).sum()),
+    )
     return State({"positions": positions[inside]}, system.target.fields)
 
 
@@ -123,7 +142,10 @@ def train(
 def _restore(trainer: Trainer, path: Path, system: System, config: RunConfig) -> None:
     checkpoint = load_checkpoint(path, system)
     # More steps may be asked for than the run had; everything else must be the same to give the unbroken run's result.
-    mine, theirs = (c.model_dump(exclude={"training": {"steps", "threads"}, "sampling": True, "analysis": True}) for c in (config, checkpoint.config))
+    mine, theirs = (
+        c.model_dump(exclude={"training": {"steps", "threads"}, "sampling": True, "analysis": True})
+        for c in (config, checkpoint.config)
+    )
     if mine != theirs:
         changed = sorted(k for k in mine if mine[k] != theirs[k])
         raise CheckpointMismatchError(
@@ -131,7 +153,9 @@ def _restore(trainer: Trainer, path: Path, system: System, config: RunConfig) ->
             "new folder from it with --initial."
         )
     if checkpoint.training is None:
-        raise CheckpointMismatchError(f"{path}: holds no training state (it was stripped); start a new folder from it with --initial.")
+        raise CheckpointMismatchError(
+            f"{path}: holds no training state (it was stripped); start a new folder from it with --initial."
+        )
     checkpoint.load_into(trainer.objective.generator, averaged=False)
     trainer.load_state(TrainingState(**checkpoint.training))
 
@@ -149,3 +173,95 @@ def _drop_lines_after(metrics: Path, step: int) -> None:
             break
     with atomic_path(metrics) as temporary:
         Path(temporary).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def sample_to_file(
+    generator: Generator,
+    target: Target,
+    path: str | Path,
+    *,
+    n: int,
+    seed: int | None = None,
+    batch_size: int = 1000,
+    extra: dict | None = None,
+) -> Ensemble:
+    """Sample shard by shard into a file; an interrupt or an error keeps the shards that are finished.
+
+    Args:
+        generator: Draws the samples.
+        target: What the weights are for.
+        path: HDF5 file; written every half minute and at the end, each time complete.
+        n: Number of samples.
+        seed: Random by default; recorded.
+        batch_size: Rows per shard.
+        extra: Goes into the provenance.
+
+    Returns:
+        The ensemble; `provenance.interrupted` says whether it has all n rows.
+
+    Raises:
+        KeyboardInterrupt: If it came before the first shard was finished.
+        NonFiniteEnergyError: If the model failed in too many rows; the file is written nevertheless.
+    """
+    seed = new_seed() if seed is None else seed
+    shards: list[Ensemble] = []
+    saved = time.monotonic()
+    interrupted = False
+    with tqdm(total=n, desc="sample", unit="", disable=not sys.stderr.isatty()) as bar:
+        try:
+            for shard in generator.sample_shards(n, target, seed, batch_size=batch_size):
+                shards.append(shard)
+                bar.update(len(shard))
+                if time.monotonic() - saved > SAVE_EVERY:
+                    _save(shards, path, extra, interrupted=True)
+                    saved = time.monotonic()
+        except BaseException as error:
+            if shards:
+                _save(shards, path, extra, interrupted=True)
+            if not shards or not isinstance(error, KeyboardInterrupt):
+                raise
+            interrupted = True
+    ensemble = _save(shards, path, extra, interrupted=interrupted)
+    failed = ensemble.provenance.n_failed / len(ensemble)
+    if failed > MAX_FAILED_FRACTION:
+        raise NonFiniteEnergyError(
+            f"{path} is written, but the model gave NaN or inf in {failed:.2%} of its rows, more than "
+            f"{MAX_FAILED_FRACTION:.0%}: every estimate is biased. Train further, or sample in float64."
+        )
+    return ensemble
+
+
+def _save(shards: list[Ensemble], path: Path, extra: dict | None, *, interrupted: bool) -> Ensemble:
+    ensemble = Ensemble.merge(shards)
+    ensemble.provenance = replace(
+        ensemble.provenance, interrupted=interrupted, extra={**ensemble.provenance.extra, **(extra or {})}
+    )
+    ensemble.save(path)
+    return ensemble
+
+
+@torch.no_grad()
+def path_log_weights(
+    generator: Generator, samples: Ensemble, target: Target, *, batch_size: int = 1000, seed: int | None = None
+) -> Float64[Tensor, " n"]:
+    """Trace samples of the target back through a Generator, batch by batch.
+
+    Args:
+        generator: Whose paths are wanted.
+        samples: Of the target, e.g. a reference by parallel tempering.
+        target: Whose energies enter the weights.
+        batch_size: Rows per batch.
+        seed: For stochastic Transitions; random by default.
+
+    Returns:
+        log w of every row, (n,), for `boltzflow.analysis.compare` and `summary`.
+    """
+    seed = new_seed() if seed is None else seed
+    parameter = next(generator.parameters())
+    rows = samples.to_state(device=parameter.device, dtype=parameter.dtype)
+    found = []
+    for batch, first in enumerate(range(0, len(samples), batch_size)):
+        rng = make_rng(seed, batch, device=parameter.device)
+        trajectory = generator.trace_back(rows.index(slice(first, first + batch_size)), target, rng)
+        found.append(trajectory.log_weights.cpu())
+    return torch.cat(found)

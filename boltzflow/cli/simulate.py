@@ -178,6 +178,7 @@ def _ensemble(system: System, result: ChainResult, *, method: str, seed: int, wa
             interrupted=len(u) < wanted,
             extra={
                 "system": system.name,
+                "source": system.source,
                 "temperature": system.temperature,
                 "method": method,
                 "simulation": json.loads(json.dumps(result.diagnostics)),

@@ -1,0 +1,171 @@
+"""`boltzflow analyze`, `free-energy` and `reweight`: what an ensemble says."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from boltzflow.analysis.free_energy import delta_f, free_energy_report, parse_state
+from boltzflow.analysis.observables import collective_variable
+from boltzflow.analysis.reweight import reweight as reweight_ensemble
+from boltzflow.analysis.summary import summary
+from boltzflow.cli.app import command
+from boltzflow.cli.common import checkpoint_of, output_file
+from boltzflow.ensemble import Ensemble
+from boltzflow.errors import FormatError, UnknownNameError
+from boltzflow.systems import System, load_system
+from boltzflow.workflow import path_log_weights
+
+__all__ = ["analyze", "free_energy", "reweight"]
+
+logger = logging.getLogger(__name__)
+
+RELIABLE_K = 0.7
+
+File = Annotated[Path, typer.Argument(metavar="ENSEMBLE", help="HDF5 file of an ensemble.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@command("analyze")
+def analyze(
+    file: File,
+    reference: Annotated[Path | None, typer.Option(help="Reference ensemble. [default: what ships]")] = None,
+    no_reference: Annotated[bool, typer.Option("--no-reference", help="Look at the ensemble alone.")] = False,  # noqa: FBT002
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Diagnostics of an ensemble: effective samples, weight tail, log Z, costs; with a reference also what it misses."""
+    ensemble = Ensemble.load(file)
+    compared = None if no_reference else _paths_of_reference(ensemble, reference)
+    if compared is None:
+        found = summary(ensemble)
+    else:
+        found = summary(ensemble, compared[0], path_log_weights=compared[1])
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo("\n".join(_lines(found, ensemble, file)))
+
+
+@command("free-energy")
+def free_energy(
+    file: File,
+    cv: Annotated[str, typer.Option(help="phi, psi, torsion:4,6,8,14, distance:0,5, rg, ...")],
+    state: Annotated[list[str], typer.Option(help="lo:hi, degrees for angles; give it once or twice.")],
+    unit: Annotated[Literal["kT", "kJ/mol", "kcal/mol"], typer.Option(help="Of the answer.")] = "kT",
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Free energy of a state along a collective variable, minus that of a second one or of the rest."""
+    ensemble = Ensemble.load(file)
+    variable = collective_variable(ensemble, cv)
+    states = [parse_state(text, degrees=variable.periodic) for text in state]
+    temperature = ensemble.temperature if unit != "kT" else None
+    found = free_energy_report(ensemble, variable, states=states, unit=unit, temperature=temperature)
+    names = [*state, "rest"] if len(state) == 1 else state
+    for row, name in zip(found["states"], names, strict=True):
+        row["state"] = name
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    estimate = delta_f(ensemble, variable, states=states, unit=unit, temperature=temperature)
+    suffix = "°" if variable.periodic else f" {variable.unit}" if variable.unit else ""
+    words = [name if name == "rest" else f"{name}{suffix}" for name in names]
+    typer.echo(f"F({cv} in {words[0]}) - F({words[1]}) = {estimate}")
+    for row, name in zip(found["states"], words, strict=True):
+        typer.echo(f"  {name:<14} population {row['population']:.4g}, {row['n']} samples")
+    typer.echo(f"  error: {found['method']}")
+
+
+@command("reweight")
+def reweight(
+    file: File,
+    to: Annotated[str, typer.Option(metavar="SYSTEM", help="NAME@TEMPERATURE, another system of the same atoms, ...")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="HDF5 file.")] = Path("reweighted.h5"),
+) -> None:
+    """Weigh the same samples for another temperature or force field."""
+    ensemble = Ensemble.load(file)
+    system = load_system(to)
+    shape = ensemble.samples["positions"].shape[1:] if "positions" in ensemble.samples else None
+    if shape != (system.n_atoms, 3):
+        raise FormatError(f"--to {to}: has {system.n_atoms} atoms, the samples of {file} have shape {shape}.")
+    output = output_file(output)
+    found = reweight_ensemble(ensemble, system.target)
+    found.provenance.extra.update(system=system.name, source=system.source, temperature=system.temperature)
+    found.save(output)
+    typer.echo(f"{output}: {ensemble.target} -> {found.target}, ESS {found.ess():.0f} ({found.ess_fraction():.1%})")
+
+
+def _paths_of_reference(ensemble: Ensemble, reference: Path | None) -> tuple[Ensemble, Any] | None:
+    """Reference samples and their paths through the generator that made the ensemble, where both can be found."""
+    if ensemble.normalisation == "none":
+        return None
+    system = _system_of(ensemble)
+    if system is None:
+        return _unless_asked(reference, f"the system {ensemble.target!r} of the ensemble is not known here")
+    other = system.reference() if reference is None else Ensemble.load(reference)
+    if other is None or (reference is None and other.target != ensemble.target):
+        logger.info("no reference ensemble ships for %s", ensemble.target)
+        return None
+    path = checkpoint_of(ensemble, system)
+    if path is None:
+        return _unless_asked(reference, "the checkpoint that made the ensemble is not there any more")
+    generator = system.load_generator(checkpoint=path)
+    return other, path_log_weights(generator, other, system.target)
+
+
+def _unless_asked(reference: Path | None, why: str) -> None:
+    if reference is not None:
+        raise FormatError(f"--reference {reference}: {why}, so the reference cannot be traced back.")
+    logger.info("no comparison with a reference: %s", why)
+
+
+def _system_of(ensemble: Ensemble) -> System | None:
+    try:
+        return load_system(ensemble.provenance.extra.get("source", ensemble.target))
+    except (UnknownNameError, FormatError):
+        return None
+
+
+def _lines(found: dict[str, Any], ensemble: Ensemble, file: Path) -> list[str]:
+    seed = f"seed {found['seed']}, " if found["seed"] is not None else ""
+    lines = [f"{file}: {found['system']}, n = {found['n']}, {seed}{found['device']}"]
+    if found["interrupted"]:
+        lines.append("  (interrupted before all samples were drawn)")
+    rows = []
+    if found["ess"] is not None:
+        rows.append(("ESS (Kish)", f"{found['ess']:.0f} ({found['ess_fraction']:.1%})"))
+    if found["pareto_k"] is not None:
+        rows.append(("Pareto k-hat", f"{found['pareto_k']:.2f}"))
+    for name, key in (("log Z", "log_z"), ("ELBO", "elbo"), ("EUBO", "eubo")):
+        if found.get(key) is not None:
+            note = "" if found["normalisation"] == "absolute" else f"  (relative to {ensemble.base})"
+            rows.append((name, f"{found[key]:.3f} ± {found[f'{key}_error']:.3f}{note}"))
+    if found.get("forward_ess_fraction") is not None:
+        rows.append(("forward ESS", f"{found['forward_ess_fraction']:.1%} of the reference"))
+        rows.append(("EUBO - ELBO", f"{found['eubo_minus_elbo']:.3f}"))
+    if found["mean_reduced_energy"] is not None:
+        rows.append(
+            ("mean energy", f"{found['mean_reduced_energy']:.3f} ± {found['mean_reduced_energy_error']:.3f} kT")
+        )
+    rows.append(("evaluations", f"{found['n_energy']} energies, {found['n_force']} forces"))
+    rows.append(("weight zero", f"{found['n_nonfinite']} infinite energies, {found['n_failed']} model failures"))
+    rows.append(("time", f"{found['seconds']:.1f} s"))
+    lines += [f"  {name:<14}{value}" for name, value in rows]
+    lines += [f"  warning: {text}" for text in found["warnings"]]
+    return [*lines, f"  verdict: {_verdict(found)}"]
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """One sentence; a good ESS of the generator's own samples proves nothing about what it misses."""
+    if found["normalisation"] == "none":
+        return "unweighted samples of chains; errors are between chains and include their correlation"
+    if found["ess"] is None or found["pareto_k"] is None:
+        return "not usable, see the warnings"
+    if found["pareto_k"] > RELIABLE_K:
+        return f"not reliable: k-hat > {RELIABLE_K}, a few samples carry the weight; draw more, or train further"
+    if found.get("forward_ess_fraction") is None:
+        return "weights are well behaved; modes that the generator misses would not show without a reference"
+    if found["forward_ess_fraction"] < 0.1:
+        return "not reliable: the generator misses part of the reference"
+    return "reliable: weights are well behaved, and the generator covers the reference"
