@@ -37,7 +37,7 @@ SAVE_EVERY = 30.0
 def training_data(
     ensemble: Ensemble, system: System, *, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> State:
-    """Rows of an unweighted ensemble as training data: relabelled into the system's sector, the rest counted and left out.
+    """Rows of an unweighted ensemble as training data: relabelled into the system's sector, the rest left out.
 
     Args:
         ensemble: Frames of the system, e.g. from `boltzflow simulate`.
@@ -53,13 +53,15 @@ def training_data(
     positions = state["positions"]
     if positions.shape[1] != system.n_atoms:
         raise CheckpointMismatchError(
-            f"training data: expected {system.n_atoms} atoms of {system.name}, got {positions.shape[1]}; these frames are of another system."
+            f"training data: expected {system.n_atoms} atoms of {system.name}, got {positions.shape[1]}; "
+            "these frames are of another system."
         )
     positions, n_relabelled = system.sector.relabel(positions)
     inside = system.sector.contains(positions)
     if not bool(inside.any()):
         raise ValueError(
-            f"training data: none of {len(inside)} frames lies in the sector of {system.name} ({system.target.sector_description})."
+            f"training data: none of {len(inside)} frames lies in the sector of {system.name} "
+            f"({system.target.sector_description})."
         )
     logger.info(
         "training data: %d frames, %d relabelled, %d outside the sector left out",
@@ -149,8 +151,8 @@ def _restore(trainer: Trainer, path: Path, system: System, config: RunConfig) ->
     if mine != theirs:
         changed = sorted(k for k in mine if mine[k] != theirs[k])
         raise CheckpointMismatchError(
-            f"{path}: was trained with another configuration (section {', '.join(changed)} differs). Resume with the same one, or start a "
-            "new folder from it with --initial."
+            f"{path}: was trained with another configuration (section {', '.join(changed)} differs). Resume "
+            "with the same one, or start a new folder from it with --initial."
         )
     if checkpoint.training is None:
         raise CheckpointMismatchError(

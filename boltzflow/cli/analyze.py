@@ -15,6 +15,7 @@ from boltzflow.cli.app import command
 from boltzflow.cli.common import checkpoint_of, output_file
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import FormatError, UnknownNameError
+from boltzflow.estimate import Estimate
 from boltzflow.systems import System, load_system
 from boltzflow.workflow import path_log_weights
 
@@ -35,7 +36,7 @@ def analyze(
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Look at the ensemble alone.")] = False,  # noqa: FBT002
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
-    """Diagnostics of an ensemble: effective samples, weight tail, log Z, costs; with a reference also what it misses."""
+    """Diagnostics of an ensemble: effective samples, weight tail, log Z, costs; with a reference what it misses."""
     ensemble = Ensemble.load(file)
     compared = None if no_reference else _paths_of_reference(ensemble, reference)
     if compared is None:
@@ -140,20 +141,25 @@ def _lines(found: dict[str, Any], ensemble: Ensemble, file: Path) -> list[str]:
     for name, key in (("log Z", "log_z"), ("ELBO", "elbo"), ("EUBO", "eubo")):
         if found.get(key) is not None:
             note = "" if found["normalisation"] == "absolute" else f"  (relative to {ensemble.base})"
-            rows.append((name, f"{found[key]:.3f} ± {found[f'{key}_error']:.3f}{note}"))
+            rows.append((name, f"{_number(found, key)}{note}"))
     if found.get("forward_ess_fraction") is not None:
         rows.append(("forward ESS", f"{found['forward_ess_fraction']:.1%} of the reference"))
-        rows.append(("EUBO - ELBO", f"{found['eubo_minus_elbo']:.3f}"))
+        rows.append(("EUBO - ELBO", f"{found['eubo_minus_elbo']:.4g}"))
     if found["mean_reduced_energy"] is not None:
-        rows.append(
-            ("mean energy", f"{found['mean_reduced_energy']:.3f} ± {found['mean_reduced_energy_error']:.3f} kT")
-        )
+        rows.append(("mean energy", f"{_number(found, 'mean_reduced_energy')} kT"))
     rows.append(("evaluations", f"{found['n_energy']} energies, {found['n_force']} forces"))
     rows.append(("weight zero", f"{found['n_nonfinite']} infinite energies, {found['n_failed']} model failures"))
     rows.append(("time", f"{found['seconds']:.1f} s"))
     lines += [f"  {name:<14}{value}" for name, value in rows]
-    lines += [f"  warning: {text}" for text in found["warnings"]]
+    # the same reason of several numbers is said once, and that chains have no log Z is no warning
+    reasons = [text.partition(": ")[2] for text in found["warnings"] if found["normalisation"] != "none"]
+    lines += [f"  warning: {reason}" for reason in dict.fromkeys(reasons)]
     return [*lines, f"  verdict: {_verdict(found)}"]
+
+
+def _number(found: dict[str, Any], key: str) -> str:
+    """Value and error with the digits that the error allows."""
+    return str(Estimate(found[key], found[f"{key}_error"], method="", n_effective=1.0, unit=""))
 
 
 def _verdict(found: dict[str, Any]) -> str:
