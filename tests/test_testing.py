@@ -233,6 +233,14 @@ def test_right_bijection_passes():
     check_transition(Shear(), points(), Run(make_rng(0)))
 
 
+def test_float32_states_have_their_own_tolerance():
+    state, run = points().to(dtype=torch.float32), Run(make_rng(0))
+    assert_invertible(Shear().float(), state, run)
+    assert_log_ratio(Shear().float(), state, run)
+    with pytest.raises(AssertionError, match="but the Jacobian gives"):
+        assert_log_ratio(Shear(0.9).float(), state, run)
+
+
 @pytest.mark.parametrize("factor", [-1.0, 0.5, 0.0])
 def test_wrong_log_determinant_fails(factor):
     """Such a map is consistent with its own inverse: only the Jacobian and the weights tell."""

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from boltzflow.generators.generator import Generator
 from boltzflow.run import make_rng
 from boltzflow.state import State
 from boltzflow.targets.bases import (
@@ -17,6 +18,8 @@ from boltzflow.targets.bases import (
     Uniform,
     VonMises,
 )
+from boltzflow.targets.harmonic import harmonic_pair
+from boltzflow.transitions.mala import MALA
 
 
 def f64(*values: float) -> torch.Tensor:
@@ -197,3 +200,17 @@ def test_bad_parameters_are_named():
         FramesBase(target.state(f64(0.0, math.nan)[:, None]), target)
     with pytest.raises(ValueError, match="lack fields"):
         FramesBase(State({"y": torch.zeros(1, 1)}, {"y": target.fields["x"]}), target)
+
+
+def test_log_z_from_frames_is_a_free_energy_difference():
+    """With the frames of one harmonic system as base, log Z of the other is −ΔF between them, error bar included."""
+    first, second = (h.double() for h in harmonic_pair(2, displacement=1.0))
+    base = FramesBase(first.sample(1500, make_rng(8)), first)
+    generator = Generator(base, [MALA(0.1, level=k / 4).double() for k in range(1, 5)])
+    ensemble = generator.sample(3000, second, seed=0)
+    assert ensemble.normalisation.startswith("relative")
+    # rows that share a frame share a group
+    assert 1000 < len(set(ensemble.groups.tolist())) < 1500
+    estimate = ensemble.log_z()
+    assert 0.005 < estimate.error < 0.1
+    assert abs(estimate.value - (second.log_z - first.log_z)) < 4 * estimate.error
