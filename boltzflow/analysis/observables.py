@@ -55,8 +55,8 @@ def torsion_atoms(topology: Any, name: str) -> tuple[int, int, int, int]:
 
     Args:
         topology: An mdtraj.Topology.
-        name: phi, psi, omega or chi1 … chi4 as mdtraj defines them (an omega joins two Cα, so caps have none), followed by
-            ":k" for the k-th of its kind from 1 where there are several.
+        name: phi, psi, omega or chi1 … chi4 as mdtraj defines them (an omega joins two Cα, so caps have none),
+            followed by ":k" for the k-th of its kind from 1 where there are several.
 
     Raises:
         UnknownNameError: If the kind is unknown or the molecule has none.
@@ -69,9 +69,7 @@ def torsion_atoms(topology: Any, name: str) -> tuple[int, int, int, int]:
     if len(quartets) == 0:
         raise UnknownNameError(f"torsion {name!r}: this molecule has no {kind}.")
     if not number and len(quartets) > 1:
-        raise ValueError(
-            f"torsion {name!r}: the molecule has {len(quartets)}; name one as '{kind}:1' … '{kind}:{len(quartets)}'."
-        )
+        raise ValueError(f"torsion {name!r}: there are {len(quartets)}; pick '{kind}:1' … '{kind}:{len(quartets)}'.")
     k = _integers(name, number)[0] if number else 1
     if not 1 <= k <= len(quartets):
         raise ValueError(f"torsion {name!r}: expected '{kind}:1' … '{kind}:{len(quartets)}'.")

@@ -82,6 +82,8 @@ def summary(
         found = attempt("reference", lambda: compare(ensemble, reference, path_log_weights=path_log_weights))
         result["forward_ess_fraction"] = None if found is None else found.forward_ess_fraction
         result.update(_pair("eubo", None if found is None else found.eubo))
+        warnings.extend(f"eubo: {w}" for w in (() if found is None else found.eubo.warnings))
+        result["n_failed_reference"] = None if found is None else found.n_failed
         result["eubo_minus_elbo"] = None if found is None else found.gap.value
     result["warnings"] = list(dict.fromkeys(warnings))
     return result

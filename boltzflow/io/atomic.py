@@ -19,9 +19,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Args:
         path: Where the file shall stand; missing folders are made.
 
-    Example:
-        >>> with atomic_path("weights.pt") as temporary:
-        ...     torch.save(weights, temporary)
+    Example::
+
+        with atomic_path("weights.pt") as temporary:
+            torch.save(weights, temporary)
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

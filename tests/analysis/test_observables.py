@@ -48,7 +48,7 @@ def test_torsions_are_numbered_where_there_are_several():
     assert torsion_atoms(topology, "phi:1") == (2, 3, 4, 5)
     assert torsion_atoms(topology, "phi:2") == (5, 6, 7, 8)
     assert torsion_atoms(topology, "omega:2") == (4, 5, 6, 7)
-    with pytest.raises(ValueError, match="there are 2; name one, 'omega:1'"):
+    with pytest.raises(ValueError, match="there are 2; pick 'omega:1'"):
         torsion_atoms(topology, "omega")
     with pytest.raises(ValueError, match="expected 'omega:1'"):
         torsion_atoms(topology, "omega:3")

@@ -8,6 +8,7 @@ import pytest
 from boltzflow.analysis.reference import compare
 from boltzflow.analysis.summary import summary
 from boltzflow.ensemble import Ensemble
+from boltzflow.errors import NonFiniteEnergyError
 
 SPREAD = 1.3
 LOG_Z = 0.5 * np.log(2 * np.pi)
@@ -62,6 +63,21 @@ def test_correlated_references_have_larger_errors(gaussian):
     ensemble = gaussian(2000, 0)
     correlated = compare(ensemble, slow, path_log_weights=paths[order]).eubo
     assert correlated.error > 5 * compare(ensemble, ref, path_log_weights=paths).eubo.error
+
+
+@pytest.mark.parametrize("bad", [-np.inf, np.inf, np.nan])
+def test_reference_rows_without_a_path_are_counted_or_raised(gaussian, bad):
+    ref, paths = reference(2000)
+    broken = paths.copy()
+    broken[:10] = bad
+    found = compare(gaussian(2000, 0), ref, path_log_weights=broken)
+    assert found.n_failed == 10
+    assert "10 reference rows" in str(found.eubo)
+    assert found.eubo.value == pytest.approx(paths[10:].mean() + gaussian(2000, 0).log_z_base)
+    assert summary(gaussian(2000, 0), ref, path_log_weights=broken)["n_failed_reference"] == 10
+    broken[:100] = bad
+    with pytest.raises(NonFiniteEnergyError, match="100 of 2000 reference rows have no path"):
+        compare(gaussian(2000, 0), ref, path_log_weights=broken)
 
 
 def test_references_of_another_target_are_refused(gaussian):
