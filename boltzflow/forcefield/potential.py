@@ -163,7 +163,8 @@ class ForceField(nn.Module):
         """Rebuild a force field from `to_state`.
 
         Raises:
-            FormatError: the state was not written by this version, or holds a kind of term that is not imported.
+            FormatError: the state was not written by this version, holds a kind of term that is not imported, or a
+                parameter that is not finite.
         """
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             found = state.get("format") if isinstance(state, dict) else type(state).__name__
@@ -173,6 +174,10 @@ class ForceField(nn.Module):
             raise FormatError(
                 f"terms {missing} are not known (known: {sorted(TERMS)}); import the module that defines them"
             )
+        for term in state["terms"]:
+            bad = [name for name, tensor in term["tensors"].items() if not tensor.isfinite().all()]
+            if bad:
+                raise FormatError(f"the parameters {bad} of {term['kind']} are not finite; convert the System again")
         terms = [TERMS[term["kind"]](**term["tensors"], **term["options"]) for term in state["terms"]]
         return cls(
             terms, n_atoms=state["n_atoms"], n_constraints=state["n_constraints"], dtype=getattr(torch, state["dtype"])
@@ -190,8 +195,19 @@ class ForceField(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ForceField":
-        """Read the parameters that `save` wrote; OpenMM is not needed."""
-        return cls.from_state(torch.load(path, weights_only=True))
+        """Read the parameters that `save` wrote; OpenMM is not needed.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FormatError: the file is damaged, or `from_state` refuses it.
+        """
+        try:
+            state = torch.load(path, weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise FormatError(f"{path} does not hold the parameters of a force field: {error}") from error
+        return cls.from_state(state)
 
     def extra_repr(self) -> str:
         """Name the size and the dtype."""

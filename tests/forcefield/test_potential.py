@@ -75,7 +75,15 @@ def test_foreign_files_are_refused(forcefield, tmp_path):
     torch.save({"format": "something else"}, tmp_path / "foreign.pt")
     with pytest.raises(FormatError, match="something else"):
         ForceField.load(tmp_path / "foreign.pt")
+    (tmp_path / "damaged.pt").write_bytes((tmp_path / "foreign.pt").read_bytes()[:200])
+    with pytest.raises(FormatError, match=r"damaged\.pt does not hold"):
+        ForceField.load(tmp_path / "damaged.pt")
+    with pytest.raises(FileNotFoundError):
+        ForceField.load(tmp_path / "missing.pt")
     state = forcefield.to_state()
+    state["terms"][0]["tensors"]["k"] = state["terms"][0]["tensors"]["k"].clone().fill_(float("nan"))
+    with pytest.raises(FormatError, match=r"\['k'\] of HarmonicBonds are not finite"):
+        ForceField.from_state(state)
     state["terms"][0]["kind"] = "Mystery"
     with pytest.raises(FormatError, match="Mystery"):
         ForceField.from_state(state)
