@@ -46,17 +46,19 @@ def shard_ensemble(
             f"sample: {infinite} of {len(log_weights)} log-weights are +inf, i.e. an energy of {target.name} or a log-density of the model "
             "is −inf. No estimate can bear that; check the energy at these rows."
         )
-    end = trajectory.end
+    end, start = trajectory.end, trajectory.start
     groups = sizes = None
-    if trajectory.lineage is not None and group_by_population:
+    frames = "frame" in start
+    if frames:
+        # rows of one frame of the base depend on each other wherever they are
+        groups = start["frame"]
+        if trajectory.lineage is not None:
+            # all frames count from the start, those that left no descendant, too
+            sizes = torch.bincount(drawn, minlength=...)
+    elif trajectory.lineage is not None and group_by_population:
         groups, sizes = torch.zeros_like(trajectory.lineage), torch.tensor([len(end)])
     elif trajectory.lineage is not None:
         groups, sizes = trajectory.lineage, torch.ones(len(end))
-    elif "frame" in trajectory.start:
-        groups = trajectory.start["frame"].long()
-    n_failed = int(trajectory.failed.sum())
-    n_nonfinite = int((~torch.isfinite(log_weights)).sum()) - n_failed
-    relative = base.log_z is None
     return Ensemble(
         samples={name: end[name].cpu().numpy() for name in target.fields},
         spaces=target.fields,
@@ -65,9 +67,10 @@ def shard_ensemble(
         target=target.name,
         base=base.name,
         context=context,
-        normalisation="relative" if relative else "absolute",
+        normalisation=f"relative to {base.name}" if relative else "absolute",
         log_z_base=None if relative else float(base.log_z),
         groups=groups,
+        groups_shared="frame" in trajectory.start and trajectory.lineage is None,
         group_sizes=sizes,
         topology=getattr(target, "topology", None),
         provenance=Provenance(
