@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from boltzflow._typing import Bool, Float, Float64, Tensor
+from boltzflow.networks.linear import Linear
 from boltzflow.networks.mlp import MLP, CoordinateFeatures, ResidualMLP
 from boltzflow.run import Run
 from boltzflow.state import State
@@ -71,6 +72,7 @@ class SplineCoupling(Bijection):
             harmonics=harmonics,
             context=context,
             period=period,
+            fused=fused,
         )
         for name, mask in kind_masks([kinds[i] for i in self.conditioner.transformed]).items():
             self.register_buffer(name, mask)
@@ -114,7 +116,7 @@ class Conditioner(torch.nn.Module):
         kinds: Kind of each coordinate.
         transformed: Which are transformed.
         n_parameters: Raw parameters of each transformed coordinate.
-        hidden, residual, harmonics, context, period: See `SplineCoupling`.
+        hidden, residual, harmonics, context, period, fused: See `SplineCoupling`.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Conditioner(torch.nn.Module):
         harmonics: int,
         context: Mapping[str, int] | None,
         period: float,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if len(kinds) != len(transformed):
@@ -140,12 +143,13 @@ class Conditioner(torch.nn.Module):
         self.context = dict(context or {})
         self.features = CoordinateFeatures([kinds[i] for i in self.conditioning], period=period, harmonics=harmonics)
         n_in = self.features.n_out + sum(self.context.values())
+        layer = Linear if fused else torch.nn.Linear
         if residual:
-            self.trunk = ResidualMLP(n_in, width=hidden[0], blocks=max(1, len(hidden) // 2))
+            self.trunk = ResidualMLP(n_in, width=hidden[0], blocks=max(1, len(hidden) // 2), layer=layer)
         else:
-            self.trunk = MLP(n_in, hidden=hidden)
+            self.trunk = MLP(n_in, hidden=hidden, layer=layer)
         self.n_parameters = n_parameters
-        self.head = torch.nn.Linear(self.trunk.n_out, n_parameters * len(self.transformed))
+        self.head = layer(self.trunk.n_out, n_parameters * len(self.transformed))
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
 
@@ -154,8 +158,7 @@ class Conditioner(torch.nn.Module):
         x = self.features(rows.index_select(0, self.conditioning).t())
         if self.context:
             x = torch.cat([x, *[self._context_features(name, n, x, run) for name, n in self.context.items()]], dim=1)
-        raw = torch.addmm(self.head.bias[:, None], self.head.weight, self.trunk(x).t())
-        return raw.view(self.n_parameters, len(self.transformed), -1)
+        return self.head(self.trunk(x)).t().reshape(self.n_parameters, len(self.transformed), -1)
 
     def _context_features(self, name: str, n: int, like: Tensor, run: Run) -> Tensor:
         if run.context is None or name not in run.context:
