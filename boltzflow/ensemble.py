@@ -285,7 +285,8 @@ class Ensemble:
         edges = np.cumsum(self.weights)
         rows = np.searchsorted(edges / edges[-1], (np.arange(n) + offset) / n, side="right").clip(max=len(self) - 1)
         level = float(weights.log_mean_exp(torch.from_numpy(self.log_weights)))
-        drawn = self._rows(rows, np.full(n, level), groups=self._groups.ids, sizes=self._groups.sizes)
+        groups, sizes = self._started()
+        drawn = self._rows(rows, np.full(n, level), groups=groups, sizes=sizes)
         drawn.provenance = replace(
             self.provenance, extra={**self.provenance.extra, "resampled_from": len(self), "resample_seed": seed}
         )
@@ -368,15 +369,34 @@ class Ensemble:
 
     def _merged_groups(self, parts: list["Ensemble"]) -> tuple[np.ndarray, np.ndarray | None]:
         """Group ids and starting sizes of merged shards: shared groups stay one, others are new in every shard."""
-        if self.groups_shared and all(p.group_sizes is None for p in parts):
-            return np.concatenate([p.groups for p in parts]), None
+        if self.groups_shared:
+            ids = np.concatenate([p.groups for p in parts])
+            if all(p.group_sizes is None for p in parts):
+                return ids, None
+            counts = [np.bincount(p.groups) if p.group_sizes is None else p.group_sizes for p in parts]
+            total = np.zeros(max(map(len, counts)))
+            for count in counts:
+                total[: len(count)] += count
+            return ids, total
         groups, sizes, first = [], [], 0
         for part in parts:
-            groups.append(part._groups.ids + first)
+            ids, started = part._started()
+            groups.append(ids + first)
             # after resampling a shard started with another number of rows than it has now
-            sizes.append(part._groups.sizes * (len(part) / part._groups.sizes.sum()))
-            first += len(part._groups)
-        return np.concatenate(groups), np.concatenate(sizes)
+            sizes.append(started * (len(part) / started.sum()))
+            first += 0 if self.groups_shared else len(started)
+        if not self.groups_shared:
+            return np.concatenate(groups), np.concatenate(sizes)
+        total = np.zeros(max(len(started) for started in sizes))
+        for started in sizes:
+            total[: len(started)] += started
+        return np.concatenate(groups), total
+
+    def _started(self) -> tuple[np.ndarray, np.ndarray]:
+        """Group of every row and the rows with which every group started; shared groups keep their ids."""
+        if self.groups_shared and self.group_sizes is None:
+            return self.groups, np.bincount(self.groups).astype(float)
+        return self._groups.ids, self._groups.sizes
 
     def _differences(self, other: "Ensemble") -> list[str]:
         """What keeps two ensembles from being merged, in words."""

@@ -76,6 +76,11 @@ class Ledger:
             "nonfinite": {k: int(v) for k, v in self.nonfinite.items()},
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Mapping[str, int]]) -> "Ledger":
+        """From `as_dict`, e.g. out of a provenance."""
+        return cls(*(Counter(values.get(kind, {})) for kind in ("energy", "force", "nonfinite")))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -86,12 +91,14 @@ class Run:
         context: Temperature, λ, composition, ...; passed on to every Target.
         ledger: Where evaluations are counted.
         level: Energy of the level at which the Transition stands; None for Transitions that use no energy.
+        free: Targets whose evaluations are not counted, because they are closed forms that cost nothing (bases).
     """
 
     rng: torch.Generator
     context: Context | None = None
     ledger: Ledger = field(default_factory=Ledger)
     level: Level | None = None
+    free: tuple[EnergyModel, ...] = ()
 
     def at(self, level: Level | None) -> "Run":
         """The same run at another level."""
@@ -115,8 +122,8 @@ class Run:
         if cached is not None and cached.context is self.context:
             return cached.energy, state
         with torch.no_grad():
-            u = self._clean(target, target.reduced_energy(state, self.context))
-        self.ledger.count(target.name, energy=len(state))
+            u = target.reduced_energy(state, self.context).double()
+        u = self._counted(target, u, force=False)
         return u, state.with_evaluation(target, Evaluation(u, None, self.context))
 
     def evaluate_with_force(self, target: EnergyModel, state: State) -> tuple[Tensor, dict[str, Tensor], State]:
@@ -125,14 +132,27 @@ class Run:
         if cached is not None and cached.force is not None and cached.context is self.context:
             return cached.energy, dict(cached.force), state
         u, force = target.energy_and_force(state, self.context)
-        u = self._clean(target, u)
-        self.ledger.count(target.name, energy=len(state), force=len(state))
+        u = self._counted(target, u.detach().double(), force=True)
         return u, force, state.with_evaluation(target, Evaluation(u, force, self.context))
 
     def differentiable_energy(self, target: EnergyModel, state: State) -> Tensor:
-        """Reduced energy with autograd history, counted as energy and force (its backward needs the force)."""
-        u = target.reduced_energy(state, self.context).double()
-        self.ledger.count(target.name, energy=len(state), force=len(state), nonfinite=(~torch.isfinite(u.detach())).sum())
+        """Reduced energy with autograd history, counted as energy and force (its backward needs the force).
+
+        Rows whose energy is not finite have no gradient: a mask on the energy alone would leave 0·NaN.
+
+        Returns:
+            u of shape (batch,), float64, with NaN mapped to +inf.
+        """
+        bad = torch.zeros(len(state), dtype=torch.bool, device=state.device)
+
+        def masked(gradient: Tensor) -> Tensor:
+            return torch.where(bad.reshape(-1, *[1] * (gradient.ndim - 1)), 0.0, gradient)
+
+        views = {name: value.view_as(value) for name, value in state.fields.items() if value.requires_grad}
+        for view in views.values():
+            view.register_hook(masked)
+        u = self._counted(target, target.reduced_energy(state.replace(**views), self.context).double(), force=True)
+        bad |= ~torch.isfinite(u.detach())
         return u
 
     def energy(self, state: State) -> tuple[Tensor, State]:
@@ -148,9 +168,10 @@ class Run:
             raise ValueError("This Transition needs the energy of a level; run it in a Generator or with run.at(path.at(level)).")
         return self.level
 
-    def _clean(self, target: EnergyModel, u: Tensor) -> Tensor:
-        u = u.detach().double()
-        self.ledger.count(target.name, nonfinite=(~torch.isfinite(u)).sum())
+    def _counted(self, target: EnergyModel, u: Tensor, *, force: bool) -> Tensor:
+        if not any(target is one for one in self.free):
+            nonfinite = (~torch.isfinite(u.detach())).sum()
+            self.ledger.count(target.name, energy=len(u), force=len(u) if force else 0, nonfinite=nonfinite)
         # -inf would be an infinite weight: it stays and is raised on by the Generator
         return torch.where(torch.isnan(u), torch.inf, u)
 
@@ -168,5 +189,6 @@ def make_rng(seed: int, *stream: int, device: torch.device | str = "cpu") -> tor
         *stream: Further non-negative integers that name the stream.
         device: Where the noise is drawn.
     """
-    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    # as a spawn key, because entropy is padded with zeros: [seed] and [seed, 0] would be one stream
+    state = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(state >> np.uint64(1)))

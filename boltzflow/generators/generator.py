@@ -1,13 +1,13 @@
 """Generator: a base and a sequence of Transitions, whose samples carry the exact weight of the path that was really made."""
 
-import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from boltzflow._typing import Float64, Int, Tensor
+from boltzflow._typing import Bool, Float64, Int, Tensor
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import NonFiniteEnergyError
 from boltzflow.generators.shards import shard_ensemble
@@ -19,23 +19,23 @@ from boltzflow.transitions.transition import BatchStep, Bijection, Transition
 
 __all__ = ["Generator", "GeneratorTarget", "Trajectory"]
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass
 class Trajectory:
-    """One batch of paths from the base to the target, or traced back from it.
+    """One batch of paths from the base to the target, or traced back from it; row i of everything is one path.
 
     Attributes:
-        start: State x_0 under the base.
+        start: State x_0 under the base, as drawn; with BatchSteps path i starts in row `lineage[i]` of it.
         end: State x_T under the target.
         log_ratios: r of every Transition in forward order, each (batch,) float64; BatchSteps have none.
-        base_energy: u_base(x_0), (batch,) float64.
-        target_energy: u(x_T), (batch,) float64, +inf outside the support.
-        log_weights: u_base(x_0) − u(x_T) + Σ r, (batch,) float64; −inf where the energy is not finite or the model failed.
-            After resampling it holds the population's A − u(x_T) of the Generator page.
-        lineage: Row of x_0 from which each row descends; None without BatchSteps.
+        base_energy: u_base(x_0) of the rows of `start`, (batch,) float64.
+        target_energy: u(x_T), (batch,) float64, +inf outside the support or where it was NaN.
+        log_weights: u_base(x_0) − u(x_T) + Σ r, (batch,) float64; −inf where the energy is not finite or the model
+            failed. With BatchSteps it is A − u(x_T), A = u_base(x_0) + Σ r up to the first resampling, which sets it
+            to u_λ(x) + log-mean-exp(A − u_λ) of the population.
+        lineage: Row of `start` from which each path descends; None without BatchSteps.
         failed: Rows where the model (not the energy) gave NaN or inf.
+        n_failed: Their number; rows that failed before a resampling that left them out are counted, too.
         ledger: Evaluations of this batch.
     """
 
@@ -46,7 +46,8 @@ class Trajectory:
     target_energy: Tensor
     log_weights: Float64[Tensor, " batch"]
     lineage: Int[Tensor, " batch"] | None
-    failed: Tensor
+    failed: Bool[Tensor, " batch"]
+    n_failed: Int[Tensor, ""]
     ledger: Ledger = field(default_factory=Ledger)
 
     @property
@@ -108,47 +109,43 @@ class Generator(torch.nn.Module):
         """
         if n < 1:
             raise ValueError(f"rollout: expected n >= 1, got {n}.")
-        run = Run(rng, context)
+        run = self._run(rng, context, target)
         start = self.base.sample(n, rng, context)
-        return self._forward(start, target, run)
-
-    def _forward(self, start: State, target: Target, run: Run) -> Trajectory:
+        base_energy, start = run.evaluate(self.base, start)
         path = self.path(self.base, target)
-        base_energy = self.base.reduced_energy(start, run.context).double()
-        total = base_energy
-        failed = torch.zeros(len(start), dtype=torch.bool, device=start.device)
-        ratios: list[Tensor] = []
-        lineage = None
-        state = start
+        state, total, ratios = start, base_energy, []
+        failed = torch.zeros(n, dtype=torch.bool, device=start.device)
+        # row of `start` from which each row descends, and how many failed rows left no descendant
+        lineage, n_dropped = torch.arange(n, device=start.device), torch.zeros((), dtype=torch.int64, device=start.device)
         for transition in self.transitions:
-            level = run.at(None if transition.level is None else path.at(transition.level))
-            if isinstance(transition, BatchStep):
-                u, state = level.energy(state)
-                log_w = _masked(total - u, failed)
-                ancestors = transition.choose(log_w, run.rng)
-                if ancestors is not None:
-                    mean = torch.logsumexp(log_w, 0) - torch.log(torch.tensor(float(len(state)), dtype=torch.float64))
-                    state, u, failed = state.index(ancestors), u[ancestors], failed[ancestors]
-                    total = u + mean
-                    roots = torch.arange(len(start), device=state.device) if lineage is None else lineage
-                    lineage = roots[ancestors]
-                elif lineage is None:
-                    lineage = torch.arange(len(start), device=state.device)
+            here = run.at(None if transition.level is None else path.at(transition.level))
+            if not isinstance(transition, BatchStep):
+                state, ratio = transition(state, here)
+                ratios.append(ratio)
+                total = total + ratio
+                failed = failed | torch.isnan(ratio.detach()) | (ratio.detach() == torch.inf)
                 continue
-            state, ratio = transition(state, level)
-            ratios.append(ratio)
-            total = total + ratio
-            failed = failed | torch.isnan(ratio.detach()) | (ratio.detach() == torch.inf)
+            u, state = here.energy(state)
+            log_w = _masked(total - u, failed)
+            ancestors = transition.choose(log_w, rng)
+            if ancestors is None:
+                continue
+            n_dropped = n_dropped + failed.sum()
+            total = u[ancestors] + torch.logsumexp(log_w, 0) - math.log(n)
+            state, failed, lineage = state.index(ancestors), failed[ancestors], lineage[ancestors]
+            ratios = [r[ancestors] for r in ratios]
+        target_energy, state = _energy(target, state, run)
         failed = failed | _nonfinite_rows(state)
-        target_energy, state = self._target_energy(target, state, run)
         log_weights = _masked(total - target_energy, failed)
-        return Trajectory(start, state, ratios, base_energy, target_energy, log_weights, lineage, failed, run.ledger)
+        if not any(isinstance(t, BatchStep) for t in self.transitions):
+            lineage = None
+        n_failed = n_dropped + failed.sum()
+        return Trajectory(start, state, ratios, base_energy, target_energy, log_weights, lineage, failed, n_failed, run.ledger)
 
-    @staticmethod
-    def _target_energy(target: Target, state: State, run: Run) -> tuple[Tensor, State]:
-        if torch.is_grad_enabled() and any(v.requires_grad for v in state.fields.values()):
-            return run.differentiable_energy(target, state), state
-        return run.evaluate(target, state)
+    def _run(self, rng: torch.Generator, context: Context | None, target: Target) -> Run:
+        # the density of a base of closed form costs nothing; frames of another Target cost that Target's energy
+        free = self.base.log_z is not None and self.base is not target
+        return Run(rng, context, free=(self.base,) if free else ())
 
     def trace_back(
         self,
@@ -173,11 +170,11 @@ class Generator(torch.nn.Module):
         Raises:
             ValueError: If a BatchStep is met and `resampling` is "raise".
         """
-        state = samples.to_state(device=self._device, dtype=self._dtype) if isinstance(samples, Ensemble) else samples
-        run = Run(rng if rng is not None else make_rng(new_seed(), device=state.device), context)
+        state = samples.to_state(device=self.device, dtype=self.dtype) if isinstance(samples, Ensemble) else samples
+        run = self._run(rng if rng is not None else make_rng(new_seed(), device=state.device), context, target)
         path = self.path(self.base, target)
+        target_energy, state = _energy(target, state, run)
         end = state
-        target_energy, state = run.evaluate(target, state)
         total = torch.zeros(len(state), dtype=torch.float64, device=state.device)
         ratios: list[Tensor] = []
         for transition in reversed(self.transitions):
@@ -187,14 +184,15 @@ class Generator(torch.nn.Module):
                         f"trace_back: {type(transition).__name__} has no reverse; pass resampling='ignore' to bound the path without it."
                     )
                 continue
-            level = run.at(None if transition.level is None else path.at(transition.level))
-            state, minus_ratio = transition.reverse(state, level)
+            here = run.at(None if transition.level is None else path.at(transition.level))
+            state, minus_ratio = transition.reverse(state, here)
             ratios.insert(0, -minus_ratio)
             total = total - minus_ratio
-        base_energy = self.base.reduced_energy(state, context).double()
+        base_energy, state = _energy(self.base, state, run)
         failed = torch.isnan(total.detach()) | _nonfinite_rows(state)
         log_weights = _masked(base_energy - target_energy + total, failed)
-        return Trajectory(state, end, ratios, base_energy, target_energy, log_weights, None, failed, run.ledger)
+        n_failed = failed.sum()
+        return Trajectory(state, end, ratios, base_energy, target_energy, log_weights, None, failed, n_failed, run.ledger)
 
     def log_prob(self, state: State, *, context: Context | None = None) -> Float64[Tensor, " batch"]:
         """Log-density of the generated samples in the measure of the fields of `state`; needs a bijective Generator.
@@ -217,12 +215,18 @@ class Generator(torch.nn.Module):
         return GeneratorTarget(self)
 
     @property
-    def _device(self) -> torch.device:
-        return next((p.device for p in self.parameters()), next((b.device for b in self.base.buffers()), torch.device("cpu")))
+    def device(self) -> torch.device:
+        """Where it runs: the device of its parameters or, without any, of its base."""
+        return next((t.device for t in self._floating()), torch.device("cpu"))
 
     @property
-    def _dtype(self) -> torch.dtype:
-        return next((p.dtype for p in self.parameters()), next((b.dtype for b in self.base.buffers()), torch.get_default_dtype()))
+    def dtype(self) -> torch.dtype:
+        """Of its samples: the dtype of its parameters or, without any, of its base."""
+        return next((t.dtype for t in self._floating()), torch.get_default_dtype())
+
+    def _floating(self) -> Iterator[Tensor]:
+        yield from self.parameters()
+        yield from (b for b in self.base.buffers() if b.is_floating_point())
 
     def sample(
         self,
@@ -248,7 +252,7 @@ class Generator(torch.nn.Module):
             An Ensemble of n rows; shards are keyed by (seed, shard index).
 
         Raises:
-            ValueError: If n is not positive.
+            ValueError: If n or batch_size is not positive.
             NonFiniteEnergyError: If a log-weight is +inf, or too many rows failed.
         """
         seed = new_seed() if seed is None else seed
@@ -286,7 +290,7 @@ class Generator(torch.nn.Module):
             started = time.perf_counter()
             # not a decorator: around a function that yields it depends on what else is wrapped around it
             with torch.no_grad():
-                trajectory = self.rollout(rows, target, make_rng(seed, shard, device=self._device), context=context)
+                trajectory = self.rollout(rows, target, make_rng(seed, shard, device=self.device), context=context)
             yield shard_ensemble(
                 trajectory,
                 self.base,
@@ -308,7 +312,7 @@ class GeneratorTarget(Target):
     def __init__(self, generator: Generator) -> None:
         if not generator.is_bijective:
             raise TypeError("as_target: the Generator has a step that is not a Bijection, so its density is unknown.")
-        device = generator._device
+        device = generator.device
         with torch.no_grad():
             state = generator.base.sample(1, make_rng(0, device=device))
             run = Run(make_rng(0, device=device))
@@ -331,9 +335,18 @@ class GeneratorTarget(Target):
         return state
 
 
+def _energy(target: Target, state: State, run: Run) -> tuple[Tensor, State]:
+    if torch.is_grad_enabled() and any(v.requires_grad for v in state.fields.values()):
+        return run.differentiable_energy(target, state), state
+    return run.evaluate(target, state)
+
+
 def _nonfinite_rows(state: State) -> Tensor:
-    bad = [~torch.isfinite(v.detach()).reshape(len(state), -1).all(1) for v in state.fields.values() if v.is_floating_point()]
-    return torch.stack(bad).any(0)
+    bad = torch.zeros(len(state), dtype=torch.bool, device=state.device)
+    for value in state.fields.values():
+        if value.is_floating_point():
+            bad = bad | ~torch.isfinite(value.detach()).flatten(1).all(1)
+    return bad
 
 
 def _masked(log_weights: Tensor, failed: Tensor) -> Tensor:

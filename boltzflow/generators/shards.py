@@ -46,19 +46,19 @@ def shard_ensemble(
             f"sample: {infinite} of {len(log_weights)} log-weights are +inf, i.e. an energy of {target.name} or a log-density of the model "
             "is −inf. No estimate can bear that; check the energy at these rows."
         )
-    end, start = trajectory.end, trajectory.start
+    n, end, lineage = len(log_weights), trajectory.end, trajectory.lineage
     groups = sizes = None
-    frames = "frame" in start
-    if frames:
-        # rows of one frame of the base depend on each other wherever they are
-        groups = start["frame"]
-        if trajectory.lineage is not None:
-            # all frames count from the start, those that left no descendant, too
-            sizes = torch.bincount(drawn, minlength=...)
-    elif trajectory.lineage is not None and group_by_population:
-        groups, sizes = torch.zeros_like(trajectory.lineage), torch.tensor([len(end)])
-    elif trajectory.lineage is not None:
-        groups, sizes = trajectory.lineage, torch.ones(len(end))
+    frames = trajectory.start["frame"] if "frame" in trajectory.start else None
+    if frames is not None:
+        # rows of one frame of the base depend on each other, whatever shard they are in
+        groups = frames if lineage is None else frames[lineage]
+        # counted at the start: a frame whose rows all died out is a group, too
+        sizes = None if lineage is None else torch.bincount(frames)
+    elif lineage is not None:
+        groups, sizes = (torch.zeros_like(lineage), torch.tensor([n])) if group_by_population else (lineage, torch.ones(n))
+    n_failed = int(trajectory.n_failed)
+    # every row that failed and is still there has weight zero
+    n_nonfinite = int((~torch.isfinite(log_weights) & ~trajectory.failed).sum())
     return Ensemble(
         samples={name: end[name].cpu().numpy() for name in target.fields},
         spaces=target.fields,
@@ -67,11 +67,10 @@ def shard_ensemble(
         target=target.name,
         base=base.name,
         context=context,
-        normalisation=f"relative to {base.name}" if relative else "absolute",
-        log_z_base=None if relative else float(base.log_z),
+        log_z_base=base.log_z,
         groups=groups,
-        groups_shared="frame" in trajectory.start and trajectory.lineage is None,
         group_sizes=sizes,
+        groups_shared=frames is not None,
         topology=getattr(target, "topology", None),
         provenance=Provenance(
             seed=seed,
