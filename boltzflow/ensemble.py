@@ -46,8 +46,8 @@ class Ensemble:
         group_sizes: Rows with which group 0 … M − 1 started, shape (M,), where the ids alone do not tell: for a
             resampled population with `groups` its surviving lineages this is np.ones(number of particles). None =
             counted.
-        groups_shared: Whether equal ids in other shards mean the same group (frames of a base ensemble) and not new
-            ones.
+        groups_shared: Whether equal ids in other shards mean the same group (frames of a base ensemble, by index) and
+            not new ones.
         chain: Chain id of every row of correlated frames, int64 (n,); errors are then found inside and between chains.
         frame: Time index of every row in its chain, int64 (n,).
         topology: OpenMM or mdtraj Topology, PDB text or MDTraj JSON.

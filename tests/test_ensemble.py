@@ -191,6 +191,18 @@ def test_shards_are_new_groups_unless_they_share_them():
     assert len(shared.grouping) == 50
 
 
+def test_shared_groups_add_the_rows_with_which_they_started():
+    """Populations from the same base frames: frame 2 died out in the first, frame 3 is in the second only."""
+    first = harmonic(4, seed=1, groups=[0, 0, 1, 1], group_sizes=[1.0, 2.0, 1.0], groups_shared=True)
+    second = harmonic(2, seed=2, groups=[3, 3], group_sizes=[0.0, 1.0, 0.0, 1.0], groups_shared=True)
+    merged = Ensemble.merge([first, second])
+    assert merged.groups.tolist() == [0, 0, 1, 1, 3, 3]
+    assert merged.group_sizes.tolist() == [1.0, 3.0, 1.0, 1.0]
+    drawn = harmonic(500, groups=np.arange(500) % 50 + 7, groups_shared=True).resample(100, seed=0)
+    assert drawn.groups.min() >= 7
+    assert len(drawn.grouping) == 50
+
+
 def test_merging_resampled_shards_weighs_their_groups_by_rows():
     parts = [harmonic(2000, seed=s).resample(100 * (s + 1), seed=s) for s in (0, 1)]
     merged = Ensemble.merge(parts)

@@ -28,7 +28,7 @@ def summary(
         system, n, ess, ess_fraction, pareto_k, log_z, log_z_error, normalisation, mean_reduced_energy,
         mean_reduced_energy_error, elbo, elbo_error, n_energy, n_force, n_nonfinite, n_failed, seconds, device, seed,
         target, base, context, interrupted, warnings; with a reference also forward_ess_fraction, eubo, eubo_error,
-        eubo_minus_elbo.
+        eubo_minus_elbo, n_failed_reference.
 
     Raises:
         ValueError: If a reference comes without its paths.

@@ -98,8 +98,8 @@ class Groups:
         return cls(ids.astype(np.int64), np.bincount(ids).astype(float), tuple(np.split(order, ends)))
 
     def __len__(self) -> int:
-        """Number of groups that started."""
-        return len(self.sizes)
+        """Number of groups that started with a row or more."""
+        return int(np.count_nonzero(self.sizes))
 
     @cached_property
     def shares(self) -> np.ndarray:
@@ -108,7 +108,7 @@ class Groups:
 
     def totals(self, terms: np.ndarray) -> np.ndarray:
         """Sum of the terms of every group, shape (n_groups,)."""
-        return np.bincount(self.ids, weights=terms, minlength=len(self))
+        return np.bincount(self.ids, weights=terms, minlength=len(self.sizes))
 
     def blocks(self, terms: np.ndarray) -> "Groups":
         """Groups that may be resampled: chains are cut into blocks of three statistical inefficiencies of the terms."""
