@@ -1,6 +1,7 @@
 """Chains that sample a Target at equilibrium: batched parallel tempering, and plain molecular dynamics as the check."""
 
 from boltzflow.simulation.diagnostics import entries, independent_visits, series_diagnostics, split_r_hat
+from boltzflow.simulation.molecule import molecule_kernels, soft_axes
 from boltzflow.simulation.parallel_tempering import ParallelTempering, TemperedRows
 from boltzflow.simulation.relaxation import relax
 from boltzflow.simulation.result import ChainResult
@@ -11,7 +12,9 @@ __all__ = [
     "TemperedRows",
     "entries",
     "independent_visits",
+    "molecule_kernels",
     "relax",
     "series_diagnostics",
+    "soft_axes",
     "split_r_hat",
 ]

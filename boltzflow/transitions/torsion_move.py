@@ -41,7 +41,7 @@ class TorsionAxes:
         missing = [tuple(sorted(p)) for p in wanted if p not in known]
         if missing:
             raise ValueError(f"TorsionAxes.select: no rotatable bonds {missing}; there are {self.pairs.tolist()}.")
-        rows = torch.tensor([known[p] for p in wanted])
+        rows = torch.tensor([known[p] for p in wanted], dtype=torch.int64)
         return TorsionAxes(self.pairs[rows], self.moving[rows])
 
 
@@ -53,10 +53,10 @@ def rotatable_axes(bonds: Iterable[tuple[int, int]], *, n_atoms: int) -> Torsion
         n_atoms: Number of atoms.
 
     Returns:
-        The axes, each with the smaller side of the molecule as the part that moves.
+        The axes, each with the smaller side of the molecule as the part that moves; none for a rigid molecule.
 
     Raises:
-        ValueError: If a bond names an atom outside 0..n_atoms−1, or there is no rotatable bond.
+        ValueError: If a bond names an atom outside 0..n_atoms−1.
     """
     bonds = sorted({(min(i, j), max(i, j)) for i, j in bonds})
     neighbours: list[set[int]] = [set() for _ in range(n_atoms)]
@@ -86,11 +86,10 @@ def rotatable_axes(bonds: Iterable[tuple[int, int]], *, n_atoms: int) -> Torsion
         smaller = min(left, right, key=len)
         pairs.append((i, j))
         moving.append([k in smaller and k not in (i, j) for k in range(n_atoms)])
-    if not pairs:
-        raise ValueError(
-            f"rotatable_axes: none of the {len(bonds)} bonds of {n_atoms} atoms is rotatable; leave torsion moves out."
-        )
-    return TorsionAxes(torch.tensor(pairs), torch.tensor(moving))
+    return TorsionAxes(
+        torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
+        torch.tensor(moving, dtype=torch.bool).reshape(-1, n_atoms),
+    )
 
 
 def rotate_about_bond(
@@ -145,6 +144,10 @@ class TorsionMove(MetropolisKernel):
         level: float = 1.0,
     ) -> None:
         super().__init__(n_steps=n_steps, level=level)
+        if not len(axes):
+            raise ValueError(
+                "TorsionMove axes: expected at least one rotatable bond, got none; leave torsion moves out."
+            )
         if len(weights) != 3 or min(weights) < 0 or sum(weights) <= 0:
             raise ValueError(
                 "TorsionMove weights: expected three non-negative numbers (uniform, Gaussian, threefold), "

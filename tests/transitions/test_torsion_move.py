@@ -57,9 +57,11 @@ def test_rotatable_bonds_of_a_graph_with_ring_and_methyl():
         axes.select([(0, 1)])
 
 
-def test_a_molecule_without_rotatable_bonds_and_bad_bonds_raise():
+def test_a_molecule_without_rotatable_bonds_and_bad_bonds_are_named():
+    rigid = rotatable_axes([(0, 1), (1, 2), (2, 0)], n_atoms=3)
+    assert len(rigid) == 0
     with pytest.raises(ValueError, match="leave torsion moves out"):
-        rotatable_axes([(0, 1), (1, 2), (2, 0)], n_atoms=3)
+        TorsionMove(rigid)
     with pytest.raises(ValueError, match=r"bond \(0, 9\)"):
         rotatable_axes([(0, 9)], n_atoms=3)
 

@@ -1,0 +1,48 @@
+"""Kernels for molecules, on the shipped one."""
+
+import torch
+
+from boltzflow.simulation import ParallelTempering, molecule_kernels, soft_axes
+from boltzflow.systems import load_system
+from boltzflow.transitions.hmc import HMC
+from boltzflow.transitions.torsion_move import rotatable_axes
+
+
+def test_soft_axes_of_alanine_dipeptide_are_phi_and_psi():
+    system = load_system("alanine_dipeptide")
+    axes = rotatable_axes(system.bonds, n_atoms=system.n_atoms)
+    assert len(axes) == 7
+    soft = soft_axes(axes, system.bonds, system.elements)
+    assert {frozenset(p) for p in soft.pairs.tolist()} == {frozenset((6, 8)), frozenset((8, 14))}
+
+
+def test_molecules_without_torsions_get_hmc_alone():
+    kernels = molecule_kernels([(0, 1), (0, 2)], [8, 1, 1])
+    assert [type(k) for k in kernels] == [HMC]
+
+
+def test_ethane_gets_its_rotor_but_no_soft_axis():
+    bonds = [(0, 1), *[(0, k) for k in (2, 3, 4)], *[(1, k) for k in (5, 6, 7)]]
+    assert len(molecule_kernels(bonds, [6, 6] + 6 * [1])) == 2
+
+
+def test_torsion_moves_keep_labels_and_hands_of_the_molecule():
+    system = load_system("alanine_dipeptide")
+    simulation = ParallelTempering(
+        system.target,
+        system.target.state(system.positions[None]),
+        temperatures=[300.0, 400.0],
+        n_chains=24,
+        kernels=molecule_kernels(system.bonds, system.elements),
+        seed=1,
+    )
+    simulation.burn_in(30)
+    result = simulation.run(10, records_per_frame=10)
+    assert torch.isfinite(result.reduced_energies).all()
+    assert system.sector.contains(result.samples["positions"].flatten(0, 1)).all()
+    drift = result.samples["positions"].mean(-2) - system.positions.mean(0)
+    assert drift.abs().max() < 1e-9
+    hmc, soft, general = (torch.tensor(a) for a in result.diagnostics["acceptance"])
+    assert (hmc > 0.5).all()
+    assert (soft > 0.1).all()
+    assert (general > 0.3).all()
