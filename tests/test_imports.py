@@ -38,6 +38,7 @@ ARROWS = {
     "systems": {"generators"},
     "testing": {"generators"},
     "workflow": {"systems", "training"},
+    "__main__": {"cli"},
     "cli": {"workflow", "analysis"},
 }
 

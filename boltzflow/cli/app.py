@@ -40,9 +40,8 @@ def command(name: str) -> Callable[[Callable], Callable]:
             except (BoltzflowError, ValueError, TypeError, OSError) as error:
                 if logging.getLogger("boltzflow").isEnabledFor(logging.DEBUG):
                     raise
-                hint = (
-                    "" if isinstance(error, BoltzflowError | FileNotFoundError) else " (boltzflow --debug shows where)"
-                )
+                # these are written for the user; others may be defects of the program
+                hint = "" if isinstance(error, BoltzflowError | OSError) else " (boltzflow --debug shows where)"
                 typer.echo(f"error: {' '.join(str(error).split())}{hint}", err=True)
                 raise typer.Exit(2) from None
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Trained",
     "as_device",
+    "as_seed",
     "checkpoint_of",
     "describe_device",
     "find_trained",
@@ -67,6 +68,13 @@ def positive(option: str, value: int) -> int:
     """The value of an option that must be at least 1."""
     if value < 1:
         raise FormatError(f"{option}: expected a number >= 1, got {value}.")
+    return value
+
+
+def as_seed(value: int | None) -> int | None:
+    """The value of --seed, which must not be negative."""
+    if value is not None and value < 0:
+        raise FormatError(f"--seed: expected a number >= 0, got {value}.")
     return value
 
 

@@ -8,7 +8,7 @@ import torch
 import typer
 
 from boltzflow.cli.app import command
-from boltzflow.cli.common import as_device, describe_device, find_trained, output_file, positive, sha256
+from boltzflow.cli.common import as_device, as_seed, describe_device, find_trained, output_file, positive, sha256
 from boltzflow.workflow import sample_to_file
 
 __all__ = ["sample"]
@@ -31,6 +31,7 @@ def sample(
         positive("-n", n)
     if batch_size is not None:
         positive("--batch-size", batch_size)
+    seed = as_seed(seed)
     where = as_device(device)
     output = output_file(output)
     trained = find_trained(what, recipe=recipe)

@@ -13,7 +13,7 @@ import typer
 from tqdm.auto import tqdm
 
 from boltzflow.cli.app import command
-from boltzflow.cli.common import as_device, describe_device, output_file, positive
+from boltzflow.cli.common import as_device, as_seed, describe_device, output_file, positive
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import FormatError
 from boltzflow.io.provenance import Provenance
@@ -52,7 +52,7 @@ def simulate(
             raise FormatError(f"{option}: expected a number >= 0 (0 = default), got {value}.")
     system = load_system(what)
     output = output_file(output)
-    seed = new_seed() if seed is None else seed
+    seed = new_seed() if as_seed(seed) is None else seed
     if method == "md":
         from boltzflow.simulation.molecular_dynamics import molecular_dynamics
 

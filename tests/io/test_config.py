@@ -1,0 +1,93 @@
+"""Run configurations: YAML in, typed sections out, and errors that name the key."""
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from boltzflow.errors import FormatError, UnknownNameError
+from boltzflow.io.config import RunConfig, load_config, parse_config
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("system: dw4\ngenerator:\n  hidden: [16, 16]\ntraining:\n  steps: 7\n")
+    return path
+
+
+def test_what_is_not_said_has_its_default(file):
+    config = load_config(file)
+    assert (config.system, config.generator.hidden, config.training.steps) == ("dw4", (16, 16), 7)
+    assert config.generator.n_bins == RunConfig(system="dw4").generator.n_bins
+
+
+def test_dump_and_parse_are_inverse(file):
+    config = load_config(file)
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+def test_a_run_cannot_be_changed(file):
+    with pytest.raises(ValidationError, match="frozen"):
+        load_config(file).training.steps = 8
+
+
+def test_overrides_are_yaml(file):
+    words = ["training.steps=9", "training.learning_rate=1.0e-4", "generator.hidden=[8]", "objective.data=null"]
+    config = load_config(file, overrides=[*words, "sampling.dtype=float64", "system=lj13"])
+    assert (config.training.steps, config.training.learning_rate, config.generator.hidden) == (9, 1e-4, (8,))
+    assert (config.objective.data, config.sampling.dtype, config.system) == (None, "float64", "lj13")
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("training.stepz=3", UnknownNameError, r"training\.stepz.*did you mean 'steps'"),
+        ("trainin.steps=3", UnknownNameError, r"'trainin'.*did you mean 'training'"),
+        ("training.steps=many", FormatError, r"training\.steps.*integer.*'many'"),
+        ("training.steps=0", FormatError, r"training\.steps.*greater than or equal to 1"),
+        ("training.steps=2.5", FormatError, r"training\.steps.*2\.5"),
+        ("training.learning_rate=-1", FormatError, r"training\.learning_rate"),
+        ("training.dtype=float16", FormatError, r"training\.dtype.*float32.*float64"),
+        ("generator.family=magic", FormatError, r"generator\.family"),
+        ("generator.hidden=wide", FormatError, r"generator\.hidden"),
+        ("training=5", FormatError, "training"),
+        ("training.steps.more=5", FormatError, "'steps' is a value"),
+        ("training.steps", FormatError, r"section\.key=value"),
+        ("=5", FormatError, r"section\.key=value"),
+    ],
+)
+def test_wrong_overrides_name_the_key(file, override, error, message):
+    with pytest.raises(error, match=message):
+        load_config(file, overrides=[override])
+
+
+def test_all_errors_are_listed_with_the_file(file):
+    file.write_text("system: dw4\ntraining: {stepz: 3, batch_size: none}\n")
+    with pytest.raises(UnknownNameError) as caught:
+        load_config(file)
+    assert str(file) in str(caught.value)
+    assert "stepz" in str(caught.value)
+    assert "batch_size" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {steps: 3}", "'system' is missing"),
+        ("- a\n- b", "expected sections"),
+        ("", "expected sections"),
+        ("system: [", "not valid YAML"),
+    ],
+)
+def test_wrong_files(file, text, message):
+    file.write_text(text)
+    with pytest.raises(FormatError, match=message):
+        load_config(file)
+
+
+def test_binary_and_missing_files(file, tmp_path):
+    file.write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(FormatError, match="not valid YAML"):
+        load_config(file)
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml: no such file"):
+        load_config(tmp_path / "none.yaml")
