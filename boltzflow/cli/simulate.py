@@ -18,18 +18,12 @@ from boltzflow.ensemble import Ensemble
 from boltzflow.errors import FormatError
 from boltzflow.io.provenance import Provenance
 from boltzflow.run import new_seed
-from boltzflow.simulation import ChainResult, ParallelTempering, series_diagnostics
+from boltzflow.simulation import ChainResult, ParallelTempering, molecule_kernels, series_diagnostics
 from boltzflow.systems import System, load_system
-from boltzflow.transitions.hmc import HMC
-from boltzflow.transitions.torsion_move import TorsionMove, rotatable_axes
 
 __all__ = ["simulate"]
 
 logger = logging.getLogger(__name__)
-
-LEAPFROG_STEP = 1e-3
-"""Where the adaptation starts, nm √amu: about 0.6 fs at 300 K."""
-
 
 @command("simulate")
 def simulate(
@@ -106,17 +100,13 @@ def _parallel_tempering(
         if n_rungs > 1
         else [system.temperature]
     )
-    masses = torch.tensor([atom.element.mass for atom in system.topology.atoms], dtype=torch.float64)[:, None]
     target = system.target.to(device)
     simulation = ParallelTempering(
         target,
         target.state(system.positions[None].to(device)),
         temperatures=temperatures,
         n_chains=n_chains,
-        kernels=[
-            HMC(LEAPFROG_STEP, n_leapfrog=20, masses={"positions": masses}).to(device),
-            TorsionMove(rotatable_axes(system.bonds, n_atoms=system.n_atoms)).to(device),
-        ],
+        kernels=[kernel.to(device) for kernel in molecule_kernels(system.bonds, system.elements)],
         seed=seed,
     )
     logger.info(
