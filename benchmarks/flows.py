@@ -1,8 +1,8 @@
 """Spline coupling flows side by side: density, sampling and training step of boltzflow, zuko, normflows and nflows.
 
-All have 60 dimensions on the line, 8 couplings with 2×128 SiLU conditioners and 8 bins, the same masks and the same standard normal base, in
-float32 on one thread. Every repeat runs every method once, so that other work on the machine disturbs all of them alike;
-reported are medians of samples per second.
+All have 60 dimensions on the line, 8 couplings with 2×128 SiLU conditioners and 8 bins, the same masks and the same
+standard normal base, in float32 on one thread. Every repeat runs every method once, so that other work on the machine
+disturbs all of them alike; reported are medians of samples per second.
 
     python benchmarks/flows.py [--repeats 9] [--batch 1024] [--threads 1] [--output FILE]
 """
@@ -66,7 +66,9 @@ class Zuko(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        base = zuko.lazy.UnconditionalDistribution(zuko.distributions.DiagNormal, torch.zeros(DIMS), torch.ones(DIMS), buffer=True)
+        base = zuko.lazy.UnconditionalDistribution(
+            zuko.distributions.DiagNormal, torch.zeros(DIMS), torch.ones(DIMS), buffer=True
+        )
         transforms = [
             zuko.flows.GeneralCouplingTransform(
                 DIMS,
@@ -206,9 +208,18 @@ def main() -> None:
     for (name, job), times in seconds.items():
         rates[name][job] = round(options.batch / statistics.median(times), 1)
     others = ("zuko", "normflows", "nflows")
-    speedup = {job: round(rates["boltzflow"][job] / max(rates[name][job] for name in others), 2) for job in rates["boltzflow"]}
+    speedup = {
+        job: round(rates["boltzflow"][job] / max(rates[name][job] for name in others), 2) for job in rates["boltzflow"]
+    }
     results = {
-        "sizes": {"dims": DIMS, "couplings": COUPLINGS, "hidden": HIDDEN, "bins": BINS, "batch": options.batch, "repeats": options.repeats},
+        "sizes": {
+            "dims": DIMS,
+            "couplings": COUPLINGS,
+            "hidden": HIDDEN,
+            "bins": BINS,
+            "batch": options.batch,
+            "repeats": options.repeats,
+        },
         "samples_per_second": rates,
         "speedup_over_fastest_other": speedup,
         "first_call_seconds": compile_seconds,

@@ -13,8 +13,9 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 class Linear(torch.nn.Linear):
     """`torch.nn.Linear` for inputs (batch, n_in), by `product`.
 
-    The result is a transposed view of contiguous (n_out, batch) rows, as the couplings keep their coordinates; the gradient of the weight is
-    then a product of two contiguous factors. Like every custom autograd function it does not go through torch.func transforms.
+    The result is a transposed view of contiguous (n_out, batch) rows, as the couplings keep their coordinates; the
+    gradient of the weight is then a product of two contiguous factors. Like every custom autograd function it does not
+    go through torch.func transforms.
     """
 
     def forward(self, input: Float[Tensor, "batch n_in"]) -> Float[Tensor, "batch n_out"]:
@@ -23,10 +24,10 @@ class Linear(torch.nn.Linear):
 
 
 def product(a: Float[Tensor, "m k"], b: Float[Tensor, "n k"]) -> Float[Tensor, "m n"]:
-    """a bᵀ, with gradients, for either factor contiguous or transposed.
+    """Product a bᵀ, with gradients, for either factor contiguous or transposed.
 
-    torch hands float32 products on a CPU to MKL, which takes its AVX2 path on processors by another maker; oneDNN uses what the processor
-    has. On a Zen 5 core a product (750 × 128) (128 × 1024) runs at 225 instead of 95 GFlop/s.
+    torch hands float32 products on a CPU to MKL, which takes its AVX2 path on processors by another maker; oneDNN uses
+    what the processor has. On a Zen 5 core a product (750 × 128) (128 × 1024) runs at 225 instead of 95 GFlop/s.
     """
     if _ONEDNN and a.device.type == "cpu" and a.dtype == b.dtype == torch.float32 and a.numel() and b.numel():
         return _Product.apply(a, b)
@@ -35,12 +36,12 @@ def product(a: Float[Tensor, "m k"], b: Float[Tensor, "n k"]) -> Float[Tensor, "
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a, b):  # noqa: D102
+    def forward(ctx, a, b):
         ctx.save_for_backward(a, b)
         return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: D102
+    def backward(ctx, grad):
         a, b = ctx.saved_tensors
         grad_a = product(grad, b.t()) if ctx.needs_input_grad[0] else None
         grad_b = product(a.t(), grad.t()).t() if ctx.needs_input_grad[1] else None

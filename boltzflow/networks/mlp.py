@@ -1,5 +1,6 @@
 """Small fully connected networks and the features that they see."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -32,7 +33,7 @@ class MLP(torch.nn.Module):
         super().__init__()
         widths = [n_in, *hidden]
         layers = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in itertools.pairwise(widths):
             layers += [layer(a, b), torch.nn.SiLU()]
         if n_out is not None:
             layers.append(_last_layer(layer(widths[-1], n_out), zero_init))
@@ -72,7 +73,9 @@ class ResidualMLP(torch.nn.Module):
         self.blocks = torch.nn.ModuleList(
             torch.nn.Sequential(silu(), layer(width, width), silu(), layer(width, width)) for _ in range(blocks)
         )
-        self.last = silu() if n_out is None else torch.nn.Sequential(silu(), _last_layer(layer(width, n_out), zero_init))
+        self.last = (
+            silu() if n_out is None else torch.nn.Sequential(silu(), _last_layer(layer(width, n_out), zero_init))
+        )
         self.n_out = width if n_out is None else n_out
 
     def forward(self, x: Float[Tensor, "batch n_in"]) -> Float[Tensor, "batch n_out"]:
@@ -84,7 +87,7 @@ class ResidualMLP(torch.nn.Module):
 
 
 class CoordinateFeatures(torch.nn.Module):
-    """What a network sees of coordinates: cosines and sines on a circle, an interval centred and scaled, a line as it is.
+    """What a network sees of coordinates: cosines and sines of circles, intervals made standard, lines as they are.
 
     Args:
         kinds: "circle", "interval" or "line" for each coordinate.
@@ -107,7 +110,9 @@ class CoordinateFeatures(torch.nn.Module):
         self.register_buffer("scale", torch.where(interval, 12.0**0.5, 1.0)[:, None])
         self.register_buffer("centre", torch.where(interval, 0.5, 0.0)[:, None])
         self.register_buffer("straight", torch.tensor(straight, dtype=torch.long))
-        self.register_buffer("circle", torch.tensor([i for i, kind in enumerate(kinds) if kind == "circle"], dtype=torch.long))
+        self.register_buffer(
+            "circle", torch.tensor([i for i, kind in enumerate(kinds) if kind == "circle"], dtype=torch.long)
+        )
         self.frequencies = [2.0 * torch.pi * n / period for n in range(1, harmonics + 1)]
         self.n_out = len(straight) + 2 * harmonics * len(self.circle)
 

@@ -28,13 +28,16 @@ class Affine(Bijection):
         ValueError: If a scale is not positive and finite.
     """
 
-    def __init__(self, shift: Float[Tensor, " d"], scale: Float[Tensor, " d"], *, field: str = "q", learnable: bool = False) -> None:
+    def __init__(
+        self, shift: Float[Tensor, " d"], scale: Float[Tensor, " d"], *, field: str = "q", learnable: bool = False
+    ) -> None:
         super().__init__()
         bad = torch.nonzero(~((scale > 0) & torch.isfinite(scale) & torch.isfinite(shift))).flatten()
         if len(bad):
             raise ValueError(
-                f"Affine: expected finite shifts and positive, finite scales; coordinates {bad.tolist()} have scales {scale[bad].tolist()} "
-                f"and shifts {shift[bad].tolist()}. A coordinate that never varies does not belong in the flow."
+                f"Affine: expected finite shifts and positive, finite scales; coordinates {bad.tolist()} have scales "
+                f"{scale[bad].tolist()} and shifts {shift[bad].tolist()}. A coordinate that never varies does not belong "
+                "in the flow."
             )
         self.field = field
         self.shift = torch.nn.Parameter(shift.detach().clone(), requires_grad=learnable)
@@ -69,7 +72,8 @@ class AffineCoupling(Bijection):
         harmonics: Harmonics of the circles that the conditioner sees.
         context: Names in `run.context` to condition on, each with its number of features.
         period: Period of the circles.
-        max_log_scale: s = max_log_scale · tanh(raw/max_log_scale): one coupling scales by at most this factor's exponential.
+        max_log_scale: s = max_log_scale · tanh(raw/max_log_scale): one coupling scales by at most this factor's
+            exponential.
 
     References:
         Density estimation using Real NVP (Dinh et al., 2017), eqs. 4-8, https://arxiv.org/abs/1605.08803
@@ -95,7 +99,9 @@ class AffineCoupling(Bijection):
         )
         wrong = sorted({kinds[i] for i in self.conditioner.transformed} - {"line"})
         if wrong:
-            raise ValueError(f"AffineCoupling: transformed coordinates must be lines, got {wrong}; use SplineCoupling for those.")
+            raise ValueError(
+                f"AffineCoupling: transformed coordinates must be lines, got {wrong}; use SplineCoupling for those."
+            )
 
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """Scale and shift; the log-ratio is log|det ∂y/∂x|."""

@@ -36,7 +36,8 @@ class SplineCoupling(Bijection):
         period: Period of the circles.
         min_bin: Smallest width and height of a bin, as a fraction of the domain.
         min_derivative: Smallest derivative at a knot.
-        fused: Compiled kernels with closed-form gradients; False uses plain eager operations, for torch.func transforms.
+        fused: Compiled kernels with closed-form gradients; False uses plain eager operations, for torch.func
+            transforms.
 
     References:
         Neural Spline Flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032
@@ -106,7 +107,8 @@ class SplineCoupling(Bijection):
     def extra_repr(self) -> str:
         """Field, and how many coordinates condition and are transformed."""
         c = self.conditioner
-        return f"field={self.field!r}, conditioning={len(c.conditioning)}, transformed={len(c.transformed)}, bins={self.bins}"
+        sizes = f"conditioning={len(c.conditioning)}, transformed={len(c.transformed)}, bins={self.bins}"
+        return f"field={self.field!r}, {sizes}"
 
 
 class Conditioner(torch.nn.Module):
@@ -134,9 +136,14 @@ class Conditioner(torch.nn.Module):
     ) -> None:
         super().__init__()
         if len(kinds) != len(transformed):
-            raise ValueError(f"coupling: expected one kind per coordinate, got {len(kinds)} kinds and a mask of {len(transformed)}.")
+            raise ValueError(
+                f"coupling: expected one kind per coordinate, got {len(kinds)} kinds and a mask of {len(transformed)}."
+            )
         if bool(transformed.all()) or not bool(transformed.any()):
-            raise ValueError("coupling: at least one coordinate must be transformed and one must condition; use ElementwiseSpline or Affine.")
+            raise ValueError(
+                "coupling: at least one coordinate must be transformed and one must condition; use ElementwiseSpline or "
+                "Affine."
+            )
         kind_masks(kinds)  # raises on unknown kinds
         self.register_buffer("transformed", torch.nonzero(transformed).flatten())
         self.register_buffer("conditioning", torch.nonzero(~transformed).flatten())
@@ -162,7 +169,9 @@ class Conditioner(torch.nn.Module):
 
     def _context_features(self, name: str, n: int, like: Tensor, run: Run) -> Tensor:
         if run.context is None or name not in run.context:
-            raise ValueError(f"coupling: conditioned on context {name!r} ({n} features), but run.context does not hold it.")
+            raise ValueError(
+                f"coupling: conditioned on context {name!r} ({n} features), but run.context does not hold it."
+            )
         value = torch.as_tensor(run.context[name], dtype=like.dtype, device=like.device)
         value = value.reshape(-1, n) if value.ndim != 1 or n == 1 else value
         return value.expand(like.shape[0], n)
@@ -171,8 +180,9 @@ class Conditioner(torch.nn.Module):
 def alternating_masks(kinds: Sequence[str], n_couplings: int, rng: torch.Generator) -> list[Bool[Tensor, " d"]]:
     """Masks of transformed coordinates in complementary pairs, so that coordinates get to condition each other.
 
-    The first pair splits the coordinates in random halves, every further pair splits the groups that are still together: after
-    2 ⌈log2 d⌉ couplings every coordinate has conditioned every other one directly, and no choice of halves does it with fewer. Then it
+    The first pair splits the coordinates in random halves, every further pair splits the groups that are still
+    together: after 2 ⌈log2 d⌉ couplings every coordinate has conditioned every other one directly, and no choice of
+        halves does it with fewer. Then it
     starts again with other halves. Every coordinate is transformed once per pair.
 
     Args:

@@ -17,8 +17,8 @@ __all__ = ["ElementwiseSpline"]
 class ElementwiseSpline(Bijection):
     """One rational-quadratic spline per coordinate of a flat field, with parameters of its own.
 
-    Few parameters and many points: here the knots are computed once and looked up, which is cheaper than the fused kernel of the
-    couplings. A new one is the identity. Domains and kinds as in `SplineCoupling`.
+    Few parameters and many points: here the knots are computed once and looked up, which is cheaper than the fused
+    kernel of the couplings. A new one is the identity. Domains and kinds as in `SplineCoupling`.
 
     Args:
         kinds: "circle", "interval" or "line" for each of the d coordinates of the field.

@@ -1,4 +1,4 @@
-"""Conditioned splines from raw network outputs: one fused elementwise kernel forward, one backward, compiled where possible."""
+"""Conditioned splines from raw network outputs: one fused kernel forward, one backward, compiled where possible."""
 
 import functools
 import logging
@@ -20,7 +20,7 @@ _TURN = 1.0 / (2.0 * math.pi)
 
 
 def n_spline_parameters(bins: int) -> int:
-    """Raw parameters per coordinate: widths, heights, and one derivative per knot (on a circle the last one is the rotation)."""
+    """Raw parameters per coordinate: widths, heights, one derivative per knot (on circles the last is a rotation)."""
     return 3 * bins + 1
 
 
@@ -39,25 +39,28 @@ def conditioned_spline(
 ) -> tuple[Float[Tensor, "dims batch"], Float[Tensor, "dims batch"]]:
     """Splines of many coordinates of mixed kind from unconstrained parameters; all zero is the identity.
 
-    Interval coordinates outside [0, 1] give NaN. A line is left as it is beyond ±bound, with derivative one there. A circle is wrapped to
-    (−period/2, period/2], has equal derivatives on both sides of its cut, and is rotated after the spline by the last raw parameter
-    (2π is one turn).
+    Interval coordinates outside [0, 1] give NaN. A line is left as it is beyond ±bound, with derivative one there. A
+    circle is wrapped to (−period/2, period/2], has equal derivatives on both sides of its cut, and is rotated after
+    the spline by the last raw parameter (2π is one turn).
 
-    The batch is innermost and the parameters outermost: the bins are unrolled as rows, so that one loop over (dims, batch)
-    does softmax, cumulative sums, bin selection and the rational-quadratic function in registers. The backward pass is the
-    closed form in one more such loop; it recomputes the bins instead of saving them. Both have an eager twin (the same
-    functions, not compiled), used when there is no working compiler (one logged line) and for a single element.
+    The batch is innermost and the parameters outermost: the bins are unrolled as rows, so that one loop over (dims,
+    batch) does softmax, cumulative sums, bin selection and the rational-quadratic function in registers. The backward
+    pass is the closed form in one more such loop; it recomputes the bins instead of saving them. Both have an eager
+    twin (the same functions, not compiled), used when there is no working compiler (one logged line) and for a single
+    element.
 
     Args:
         x: Points, batch innermost.
         raw: `n_spline_parameters(bins)` rows: bins widths, bins heights, bins + 1 derivatives.
-        line, circle: Kind of each coordinate; neither means interval.
+        line: Which coordinates are lines.
+        circle: Which are circles; neither means interval.
         inverse: Map y to x.
         bound: Half-length of the part of a line that is bent.
         period: Length of a circle.
         min_bin: Smallest width and height of a bin, as a fraction of the interval.
         min_derivative: Smallest derivative at a knot, for u.
-        fused: Use the closed-form backward pass. False differentiates the eager operations instead, for torch.func transforms.
+        fused: Use the closed-form backward pass. False differentiates the eager operations instead, for torch.func
+            transforms.
 
     Returns:
         Image and log-derivative of the direction that was asked for, elementwise.
@@ -65,7 +68,8 @@ def conditioned_spline(
     bins = (raw.shape[0] - 1) // 3
     if raw.shape[0] != n_spline_parameters(bins) or bins < 1 or bins * min_bin >= 1.0:
         raise ValueError(
-            f"conditioned_spline: expected 3·bins + 1 raw parameters with bins·min_bin < 1, got {raw.shape[0]} and min_bin={min_bin}."
+            "conditioned_spline: expected 3·bins + 1 raw parameters with bins·min_bin < 1, "
+            f"got {raw.shape[0]} and min_bin={min_bin}."
         )
     constants = (bins, min_bin, min_derivative, bound, period, inverse)
     if fused:
@@ -75,14 +79,14 @@ def conditioned_spline(
 
 class _Spline(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, raw, line, circle, constants):  # noqa: D102
+    def forward(ctx, x, raw, line, circle, constants):
         y, log_derivative = _run(_forward_kernel, constants, raw, x, line, circle)
         ctx.save_for_backward(x, y if constants[-1] else x, raw, line, circle)
         ctx.constants = constants
         return y, log_derivative
 
     @staticmethod
-    def backward(ctx, grad_y, grad_log):  # noqa: D102
+    def backward(ctx, grad_y, grad_log):
         x, point, raw, *kinds = ctx.saved_tensors
         if not torch.is_grad_enabled():
             grad_x, grad_raw = _run(_backward_kernel, ctx.constants, raw, point, *kinds, grad_y, grad_log)
@@ -98,8 +102,9 @@ def _run(kernel: Callable, constants: tuple, raw: Tensor, *tensors: Tensor) -> t
     if _compiler.off or raw[0].numel() < 2:
         return kernel(raw, *tensors, *constants)
     shape = raw.shape[1:]
-    # One flat axis: with kinds broadcast over the batch inductor makes several loops with temporaries between them, six times slower.
-    # `.data`: a detached tensor is still a view of its origin, whose history dynamo would look at and guard on.
+    # One flat axis: with kinds broadcast over the batch inductor makes several loops with temporaries between them,
+    # six times slower. `.data`: a detached tensor is still a view of its origin, whose history dynamo would look at
+    # and guard on.
     flat = [tensor.data.expand(shape).reshape(-1) for tensor in tensors]
     try:
         compiled = _compiler.get(kernel, constants, raw.dtype, raw.device.type, torch.is_inference_mode_enabled())
@@ -114,7 +119,7 @@ def _run(kernel: Callable, constants: tuple, raw: Tensor, *tensors: Tensor) -> t
 
 
 class _Compiler:
-    """Compiled kernels of this process, one per variant; the environment variable BOLTZFLOW_COMPILE=0 turns them off."""
+    """Compiled kernels of this process, one per variant; the environment's BOLTZFLOW_COMPILE=0 turns them off."""
 
     def __init__(self) -> None:
         self.off = os.environ.get("BOLTZFLOW_COMPILE") == "0"
@@ -122,7 +127,7 @@ class _Compiler:
 
 
 class _Variant:
-    """One kernel, compiled for its constants, dtype, device and grad mode at the first call, for flat lengths of any size."""
+    """One kernel, compiled at its first call for one set of constants, dtype and device, and for any length."""
 
     def __init__(self, kernel: Callable, constants: tuple, *variant: object) -> None:
         @no_type_check
@@ -130,7 +135,9 @@ class _Variant:
             return kernel(*tensors, *constants)
 
         # dynamo counts recompilations per code object and gives up after a few: every variant gets its own
-        specialised.__code__ = specialised.__code__.replace(co_name=kernel.__name__ + "".join(f"_{v}" for v in variant).replace(".", "_"))
+        specialised.__code__ = specialised.__code__.replace(
+            co_name=kernel.__name__ + "".join(f"_{v}" for v in variant).replace(".", "_")
+        )
         self.compiled = torch.compile(specialised, dynamic=True, fullgraph=True, options={"max_fusion_size": 100_000})
         self.ready = False
 
@@ -199,9 +206,11 @@ def _forward_kernel(raw, x, line, circle, bins, min_bin, min_derivative, bound, 
 
 @no_type_check
 def _backward_kernel(raw, point, line, circle, grad_y, grad_log, bins, min_bin, min_derivative, bound, period, inverse):
-    """Closed-form vector-Jacobian product at the point on the input side of the spline (the image when it ran inversely)."""
+    """Closed-form vector-Jacobian product at the point on the input side (the image, when the spline ran inversely)."""
     u, inside = to_unit(point, line, circle, bound, period)
-    edges, index, x_probabilities, y_probabilities = _bins(u, raw, line, circle, bins, min_bin, min_derivative, inverse=False)
+    edges, index, x_probabilities, y_probabilities = _bins(
+        u, raw, line, circle, bins, min_bin, min_derivative, inverse=False
+    )
     left, right, bottom, top, d0, d1 = edges
     width, height = right - left, top - bottom
     s = height / width
@@ -226,12 +235,15 @@ def _backward_kernel(raw, point, line, circle, grad_y, grad_log, bins, min_bin, 
     else:
         g_value = grad_unit
         grad_point = g_value * derivative + g_log * log_xi / width
-    grad_x = torch.where(inside, unit_scale(grad_point, line, circle, 0.25 / bound, 1.0 / period), torch.where(line, grad_y, 0.0))
+    grad_x = torch.where(
+        inside, unit_scale(grad_point, line, circle, 0.25 / bound, 1.0 / period), torch.where(line, grad_y, 0.0)
+    )
 
     g_ratio = g_value * height
     g_xi = (g_ratio * ratio_xi + g_log * log_xi) / width
     g_s = (
-        g_ratio * (xi * xi - ratio * (xi * xi + eta * eta)) * inv_den + g_log * (2.0 / s + 2.0 * p * inv_slope - 2.0 * (1.0 - 2.0 * p) * inv_den)
+        g_ratio * (xi * xi - ratio * (xi * xi + eta * eta)) * inv_den
+        + g_log * (2.0 / s + 2.0 * p * inv_slope - 2.0 * (1.0 - 2.0 * p) * inv_den)
     ) / width
     g_d0 = (g_ratio * p * (1.0 - ratio) - 2.0 * g_log * p) * inv_den + g_log * eta * eta * inv_slope
     g_d1 = (-g_ratio * ratio * p - 2.0 * g_log * p) * inv_den + g_log * xi * xi * inv_slope
@@ -241,7 +253,9 @@ def _backward_kernel(raw, point, line, circle, grad_y, grad_log, bins, min_bin, 
     rows = _softmax_gradient(x_probabilities, index, -g_xi, -g_xi * xi - g_s * s, left, width, min_bin)
     rows += _softmax_gradient(y_probabilities, index, g_value, g_value * ratio + g_s, bottom, height, min_bin)
     zero = torch.zeros_like(u)
-    at_knot = [torch.where(index == float(k), g_d0, torch.where(index == float(k - 1), g_d1, zero)) for k in range(bins + 1)]
+    at_knot = [
+        torch.where(index == float(k), g_d0, torch.where(index == float(k - 1), g_d1, zero)) for k in range(bins + 1)
+    ]
     at_knot[0] = torch.where(line, zero, at_knot[0] + torch.where(circle, at_knot[bins], zero))
     at_knot[bins] = torch.where(line, zero, torch.where(circle, g_value * _TURN, at_knot[bins]))
     return grad_x, torch.stack(rows + at_knot)
@@ -253,6 +267,10 @@ def _softmax_gradient(probabilities, index, g_start, g_size, start, size, minimu
     mean = g_start * (start - index * minimum) + g_size * (size - minimum)
     total = 1.0 - len(probabilities) * minimum
     return [
-        p * (torch.where(index > float(k), g_start, torch.where(index == float(k), g_size, torch.zeros_like(size))) - mean / total)
+        p
+        * (
+            torch.where(index > float(k), g_start, torch.where(index == float(k), g_size, torch.zeros_like(size)))
+            - mean / total
+        )
         for k, p in enumerate(probabilities)
     ]

@@ -1,4 +1,4 @@
-"""Monotone rational-quadratic splines on the interval, the line and the circle, as pure functions of knots and derivatives."""
+"""Monotone rational-quadratic splines on interval, line and circle, as pure functions of knots and derivatives."""
 
 from collections.abc import Sequence
 from typing import no_type_check
@@ -24,22 +24,26 @@ __all__ = [
 
 KINDS = ("circle", "interval", "line")
 
-# The functions without annotations are elementwise: any tensors that broadcast will do. Bins are lists of rows, not an axis: unrolled,
-# everything vectorises over what remains, and a chain of `where` replaces the search and the gathers. They run inside
-# compiled regions, where the tests' type checker must not wrap them: hence `no_type_check`.
+# The functions without annotations are elementwise: any tensors that broadcast will do. Bins are lists of rows, not an
+# axis: unrolled, everything vectorises over what remains, and a chain of `where` replaces the search and the gathers.
+# They run inside compiled regions, where the tests' type checker must not wrap them: hence `no_type_check`.
 
 
 @no_type_check
 def rq_bin(x, left, right, bottom, top, d_left, d_right):
     """Rational-quadratic function of one bin and the logarithm of its derivative.
 
-    With ξ = (x − left)/width, s = height/width: y = bottom + height (s ξ² + d_left ξ(1−ξ)) / (s + (d_left + d_right − 2s) ξ(1−ξ)),
-    written with positive terms only.
+    With ξ = (x − left)/width, s = height/width: y = bottom + height (s ξ² + d_left ξ(1−ξ)) / (s + (d_left + d_right −
+    2s) ξ(1−ξ)), written with positive terms only.
 
     Args:
         x: Points in [left, right].
-        left, right, bottom, top: The bin.
-        d_left, d_right: Derivatives at its ends, positive.
+        left: Abscissa of its left end.
+        right: Abscissa of its right end.
+        bottom: Ordinate of its left end.
+        top: Ordinate of its right end.
+        d_left: Derivative at its left end, positive.
+        d_right: Derivative at its right end, positive.
 
     Returns:
         y in [bottom, top] and log dy/dx, of the broadcast shape.
@@ -64,13 +68,18 @@ def rq_bin(x, left, right, bottom, top, d_left, d_right):
 def rq_bin_inverse(y, left, right, bottom, top, d_left, d_right):
     """Inverse of `rq_bin` and the logarithm of its derivative, −log dy/dx.
 
-    With r = (y − bottom)/height and q = d_left (1−r) − d_right r the discriminant of eq. 29 is q² + 4 r(1−r) s², a sum of
+    With r = (y − bottom)/height and q = d_left (1−r) − d_right r the discriminant of eq. 29 is q² + 4 r(1−r) s², a sum
+    of
     squares: no cancellation. The root is taken in the form that also adds positive numbers only, for either sign of q.
 
     Args:
         y: Points in [bottom, top].
-        left, right, bottom, top: The bin.
-        d_left, d_right: Derivatives at its ends, positive.
+        left: Abscissa of its left end.
+        right: Abscissa of its right end.
+        bottom: Ordinate of its left end.
+        top: Ordinate of its right end.
+        d_left: Derivative at its left end, positive.
+        d_right: Derivative at its right end, positive.
 
     Returns:
         x in [left, right] and log dx/dy, of the broadcast shape.
@@ -184,7 +193,11 @@ def rq_spline_line(
     References:
         Neural Spline Flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032
     """
-    one, line, circle = torch.ones_like(widths[:1]), torch.ones_like(x, dtype=torch.bool), torch.zeros_like(x, dtype=torch.bool)
+    one, line, circle = (
+        torch.ones_like(widths[:1]),
+        torch.ones_like(x, dtype=torch.bool),
+        torch.zeros_like(x, dtype=torch.bool),
+    )
     u, inside = to_unit(x, line, circle, bound, 1.0)
     v, log_derivative = rq_spline(u, widths, heights, torch.cat([one, derivatives, one]), inverse=inverse)
     return from_unit(v, log_derivative, x, inside, line, circle, bound, 1.0)
@@ -253,12 +266,16 @@ def wrap_unit(u):
 
 @no_type_check
 def to_unit(x, line, circle, bound, period):
-    """Coordinates on the unit interval: (x + bound)/2bound on a line, x/period + 1/2 wrapped on a circle, x itself on an interval.
+    """Coordinates on the unit interval.
+
+    (x + bound)/2bound on a line, x/period + 1/2 wrapped on a circle, x itself on an interval.
 
     Args:
         x: Points.
-        line, circle: Kind of each; neither means interval.
-        bound, period: Half-length of the bent part of a line, length of a circle.
+        line: Where the coordinate is a line.
+        circle: Where it is a circle; neither means interval.
+        bound: Half-length of the bent part of a line.
+        period: Length of a circle.
 
     Returns:
         u clamped to [0, 1], and whether it was there.
@@ -272,19 +289,28 @@ def from_unit(v, log_derivative, x, inside, line, circle, bound, period):
     """Back from the unit interval: what was outside it is left as it is on a line, and NaN elsewhere.
 
     Args:
-        v, log_derivative: Image on the unit interval, and log-derivative.
-        x, inside: Original points, and whether they were inside, as `to_unit` says.
-        line, circle, bound, period: See `to_unit`.
+        v: Image on the unit interval.
+        log_derivative: Its log-derivative.
+        x: Original points.
+        inside: Whether they were inside, as `to_unit` says.
+        line: See `to_unit`.
+        circle: See `to_unit`.
+        bound: See `to_unit`.
+        period: See `to_unit`.
 
     Returns:
         The image and the log-derivative.
     """
-    y = torch.where(inside, unit_scale(torch.where(line | circle, v - 0.5, v), line, circle, bound, period), torch.where(line, x, torch.nan))
+    y = torch.where(
+        inside,
+        unit_scale(torch.where(line | circle, v - 0.5, v), line, circle, bound, period),
+        torch.where(line, x, torch.nan),
+    )
     # x - x: zero, and NaN where x is not finite
     return y, torch.where(inside, log_derivative, torch.where(line, x - x, torch.nan))
 
 
 @no_type_check
 def unit_scale(v, line, circle, bound, period):
-    """v times the length of its domain."""
+    """V times the length of its domain."""
     return torch.where(line, v * (2.0 * bound), torch.where(circle, v * period, v))

@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 
@@ -41,13 +43,19 @@ def perturbed(module, *, seed=1, dtype=torch.float64):
 
 
 ZOO = {
-    **{f"spline on {kind}": (lambda kind=kind: SplineCoupling([kind] * 4, MASK[:4]), [kind] * 4) for kind in ("circle", "line", "interval")},
+    **{
+        f"spline on {kind}": (lambda kind=kind: SplineCoupling([kind] * 4, MASK[:4]), [kind] * 4)
+        for kind in ("circle", "line", "interval")
+    },
     "spline, mixed": (lambda: SplineCoupling(MIXED, MASK, bins=4, harmonics=2), MIXED),
     "spline, residual": (lambda: SplineCoupling(MIXED, ~MASK, residual=True), MIXED),
     "spline, context": (lambda: SplineCoupling(MIXED, MASK, context={"beta": 2}, hidden=(16,)), MIXED),
     "spline, plain operations": (lambda: SplineCoupling(MIXED, MASK, fused=False), MIXED),
     "elementwise": (lambda: ElementwiseSpline(MIXED, bins=12), MIXED),
-    "affine coupling": (lambda: AffineCoupling(["line", "circle", "line"], torch.tensor([True, False, True])), ["line", "circle", "line"]),
+    "affine coupling": (
+        lambda: AffineCoupling(["line", "circle", "line"], torch.tensor([True, False, True])),
+        ["line", "circle", "line"],
+    ),
     "affine": (lambda: Affine(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0]), learnable=True), ["line"] * 2),
 }
 
@@ -121,16 +129,20 @@ def test_float32_agrees_with_float64(case, run):
     assert (r32 - r64).abs().median() < 1e-4
 
 
-def test_state_dict_round_trip(case, run, tmp_path):
+def test_state_dict_and_pickle_round_trip(case, run, tmp_path):
     make, kinds = case
     bijection, state = perturbed(make()), state_of(kinds)
     torch.save(bijection.state_dict(), tmp_path / "weights.pt")
     other = make().double()
     other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
-    assert torch.equal(other(state, run)[0]["q"], bijection(state, run)[0]["q"])
+    again = pickle.loads(pickle.dumps(bijection))
+    for copy in (other, again):
+        assert torch.equal(copy(state, run)[0]["q"], bijection(state, run)[0]["q"])
 
 
-@pytest.mark.parametrize("make", [lambda: SplineCoupling(["circle"] * 4, MASK[:4]), lambda: ElementwiseSpline(["circle"] * 4)])
+@pytest.mark.parametrize(
+    "make", [lambda: SplineCoupling(["circle"] * 4, MASK[:4]), lambda: ElementwiseSpline(["circle"] * 4)]
+)
 def test_circle_is_continuous_across_the_cut(make, run):
     bijection = perturbed(make())
     step = 1e-12

@@ -16,7 +16,11 @@ PI = torch.pi
 def knots(bins, n, *, seed=0, minimum=1e-3, spread=3.0):
     """Random widths, heights and derivatives; float64."""
     g = torch.Generator().manual_seed(seed)
-    sizes = [minimum + (1 - bins * minimum) * torch.softmax(spread * torch.randn(bins, n, generator=g, dtype=torch.float64), 0) for _ in range(2)]
+    sizes = [
+        minimum
+        + (1 - bins * minimum) * torch.softmax(spread * torch.randn(bins, n, generator=g, dtype=torch.float64), 0)
+        for _ in range(2)
+    ]
     return *sizes, torch.exp(1.5 * torch.randn(bins + 1, n, generator=g, dtype=torch.float64))
 
 
@@ -81,18 +85,25 @@ def test_knots_ends_and_smallest_bins(inverse):
     d = torch.full((bins + 1, 1), least, dtype=torch.float64)
     edges = torch.cat([torch.zeros(1, 1, dtype=torch.float64), (h if inverse else w).cumsum(0)])
     edges[-1] = 1.0
-    x = torch.cat([edges, edges - 1e-13, edges + 1e-13, torch.tensor([[5e-324], [1e-300], [1 - 2.0**-53]], dtype=torch.float64)])
+    x = torch.cat(
+        [edges, edges - 1e-13, edges + 1e-13, torch.tensor([[5e-324], [1e-300], [1 - 2.0**-53]], dtype=torch.float64)]
+    )
     x = x[(x >= 0) & (x <= 1)]
     wide = [t.expand(-1, len(x)) for t in (w, h, d)]
     y, forward = rq_spline(x, *wide, inverse=inverse)
-    back, backward = rq_spline(y, *wide, inverse=not inverse)
+    back, _ = rq_spline(y, *wide, inverse=not inverse)
     assert torch.isfinite(forward).all()
     assert ((y >= 0) & (y <= 1)).all()
     assert ((back - x).abs() * torch.clamp(torch.exp(forward), max=1.0)).max() < 1e-15
     order = x.argsort()
     assert (y[order].diff() >= 0).all()
     images = rq_spline(edges[:, 0], *[t.expand(-1, bins + 1) for t in (w, h, d)], inverse=inverse)[0]
-    torch.testing.assert_close(images, torch.cat([torch.zeros(1, dtype=torch.float64), (w if inverse else h)[:, 0].cumsum(0)]), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        images,
+        torch.cat([torch.zeros(1, dtype=torch.float64), (w if inverse else h)[:, 0].cumsum(0)]),
+        rtol=0,
+        atol=1e-15,
+    )
 
 
 def test_outside_the_domain():
@@ -117,7 +128,9 @@ def test_circle_is_continuous_across_the_cut():
     assert ((y > -PI) & (y <= PI)).all()
     torch.testing.assert_close(y[0], y[2], rtol=0, atol=1e-13)
     back, log_back = rq_spline_circle(y, w, h, d[1:], shift=0.7, inverse=True)
-    torch.testing.assert_close(back, torch.tensor([PI - eps, -PI + eps, PI - eps], dtype=torch.float64), rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        back, torch.tensor([PI - eps, -PI + eps, PI - eps], dtype=torch.float64), rtol=0, atol=1e-13
+    )
     torch.testing.assert_close(log_back, -log_derivative, rtol=0, atol=1e-11)
     assert wrap_unit(torch.tensor([0.0, 1.0, 0.25, -0.25, 2.0])).tolist() == [1.0, 1.0, 0.25, 0.75, 1.0]
 
@@ -141,7 +154,10 @@ def test_log_derivative_is_that_of_autograd(eager, inverse):
     y, log_derivative = conditioned_spline(x, raw, line, circle, inverse=inverse)
     (slope,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(log_derivative, slope.log(), rtol=0, atol=1e-12)
-    torch.testing.assert_close(slope, torch.autograd.grad(conditioned_spline(x, raw, line, circle, inverse=inverse, fused=False)[0].sum(), x)[0])
+    torch.testing.assert_close(
+        slope,
+        torch.autograd.grad(conditioned_spline(x, raw, line, circle, inverse=inverse, fused=False)[0].sum(), x)[0],
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -193,7 +209,9 @@ def test_compiled_equals_eager_for_any_batch(monkeypatch):
                 monkeypatch.setattr(spline_kernels._compiler, "off", off)
                 leaf = [x.clone().requires_grad_(), raw.clone().requires_grad_()]
                 y, log_derivative = conditioned_spline(*leaf, line, circle, inverse=inverse)
-                results.append((y, log_derivative, *torch.autograd.grad((y * torch.cos(y)).sum() + log_derivative.sum(), leaf)))
+                results.append(
+                    (y, log_derivative, *torch.autograd.grad((y * torch.cos(y)).sum() + log_derivative.sum(), leaf))
+                )
             assert not spline_kernels._compiler.off, "the compiled kernels were given up"
             for a, b in zip(*results, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
@@ -211,8 +229,15 @@ for _ in range(3):
     y, _ = conditioned_spline(torch.full((2, 5), 0.3), torch.zeros(7, 2, 5), none, none)
 print("kept", torch.allclose(y, torch.full((2, 5), 0.3)))
 """
-    environment = {**os.environ, "PATH": str(tmp_path), "CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "PATH": str(tmp_path),
+        "CXX": str(tmp_path / "none"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+    }
     environment.pop("BOLTZFLOW_COMPILE", None)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert "kept True" in done.stdout, done.stderr
     assert done.stderr.count("Splines run uncompiled") == 1
