@@ -36,8 +36,8 @@ class Affine(Bijection):
         if len(bad):
             raise ValueError(
                 f"Affine: expected finite shifts and positive, finite scales; coordinates {bad.tolist()} have scales "
-                f"{scale[bad].tolist()} and shifts {shift[bad].tolist()}. A coordinate that never varies does not belong "
-                "in the flow."
+                f"{scale[bad].tolist()} and shifts {shift[bad].tolist()}. A coordinate that never varies does not "
+                "belong in the flow."
             )
         self.field = field
         self.shift = torch.nn.Parameter(shift.detach().clone(), requires_grad=learnable)

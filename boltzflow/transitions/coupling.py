@@ -141,8 +141,8 @@ class Conditioner(torch.nn.Module):
             )
         if bool(transformed.all()) or not bool(transformed.any()):
             raise ValueError(
-                "coupling: at least one coordinate must be transformed and one must condition; use ElementwiseSpline or "
-                "Affine."
+                "coupling: at least one coordinate must be transformed and one must condition; use ElementwiseSpline "
+                "or Affine."
             )
         kind_masks(kinds)  # raises on unknown kinds
         self.register_buffer("transformed", torch.nonzero(transformed).flatten())
