@@ -68,6 +68,11 @@ class Ledger:
             for name, value in theirs.items():
                 mine[name] = mine[name] + value
 
+    @classmethod
+    def from_dict(cls, counts: Mapping[str, Mapping[str, int]]) -> "Ledger":
+        """From `as_dict`."""
+        return cls(*(Counter(counts.get(kind, {})) for kind in ("energy", "force", "nonfinite")))
+
     def as_dict(self) -> dict[str, dict[str, int]]:
         """Plain integers, for provenance."""
         return {

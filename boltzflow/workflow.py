@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -19,7 +20,7 @@ from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import load_checkpoint, save_checkpoint
 from boltzflow.io.config import RunConfig
 from boltzflow.objectives import build_objective
-from boltzflow.run import make_rng, new_seed
+from boltzflow.run import Ledger, make_rng, new_seed
 from boltzflow.state import State
 from boltzflow.systems import System, load_system
 from boltzflow.targets.target import Target
@@ -37,10 +38,10 @@ SAVE_EVERY = 30.0
 def training_data(
     ensemble: Ensemble, system: System, *, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> State:
-    """Rows of an unweighted ensemble as training data: relabelled into the system's sector, the rest left out.
+    """Rows of an ensemble as training data: relabelled into the system's sector, the rest left out.
 
     Args:
-        ensemble: Frames of the system, e.g. from `boltzflow simulate`.
+        ensemble: Frames of the system, e.g. from `boltzflow simulate`; resampled to equal weights if it has others.
         system: Its `sector` says which labelling the model covers.
         dtype: Of the returned State.
         device: Of the returned State.
@@ -49,6 +50,9 @@ def training_data(
         CheckpointMismatchError: If the frames are not of this system's size.
         ValueError: If no frame lies in the sector.
     """
+    if np.ptp(ensemble.log_weights) > 0:
+        logger.info("training data: resampled to equal weights, %.0f effective of %d", ensemble.ess(), len(ensemble))
+        ensemble = ensemble.resample(len(ensemble), seed=0)
     state = ensemble.to_state(device=device, dtype=dtype)
     positions = state["positions"]
     if positions.shape[1] != system.n_atoms:
@@ -115,15 +119,21 @@ def train(
             data = training_data(ensemble, system, dtype=dtype, device=settings.device)
     folder.mkdir(parents=True, exist_ok=True)
     metrics = folder / "metrics.jsonl"
-    if initial is not None and not checkpoint_file.exists():
-        load_checkpoint(initial, system).load_into(generator)
     trainer = Trainer(objective, settings, data=data, metrics=metrics)
     if resume and checkpoint_file.exists():
         _restore(trainer, checkpoint_file, system, config)
-        _drop_lines_after(metrics, trainer.step)
     else:
+        # what a model cost counts from the first evaluation: the data that it learns from, and earlier stages
+        if data is not None:
+            trainer.ledger.merge(Ledger.from_dict(ensemble.provenance.ledger))
+        if initial is not None:
+            earlier = load_checkpoint(initial, system)
+            earlier.load_into(generator)
+            trainer.ledger.merge(Ledger.from_dict(earlier.cost.get("ledger", {})))
         with atomic_path(folder / "run.json") as temporary:
             Path(temporary).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+
+    _drop_lines_after(metrics, trainer.step)
 
     def write(trainer: Trainer) -> None:
         save_checkpoint(

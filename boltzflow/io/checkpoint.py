@@ -16,10 +16,11 @@ from boltzflow.io.atomic import atomic_path
 from boltzflow.io.config import RunConfig, parse_config
 from boltzflow.io.provenance import package_versions
 
-__all__ = ["Checkpoint", "Identity", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "Identity", "load_checkpoint", "save_checkpoint", "strip_checkpoint"]
 
 FORMAT = "boltzflow-checkpoint"
 VERSION = 1
+_COST = ("step", "seed", "seconds", "ledger")
 
 
 @runtime_checkable
@@ -45,6 +46,7 @@ class Checkpoint:
         parameters: State dict of the Generator.
         averaged: Moving average of the parameters by name; empty if none was kept.
         training: Plain state from which a run continues; None if it was stripped.
+        cost: step, seed, seconds and ledger of the training, which also a stripped checkpoint has.
         versions: Of Python and the packages that matter, at the time of writing.
     """
 
@@ -55,6 +57,7 @@ class Checkpoint:
     parameters: Mapping[str, Tensor]
     averaged: Mapping[str, Tensor] = field(default_factory=dict)
     training: Mapping[str, Any] | None = None
+    cost: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def load_into(self, generator: torch.nn.Module, *, averaged: bool = True) -> None:
@@ -105,6 +108,7 @@ def save_checkpoint(
         "parameters": {name: value.detach().cpu() for name, value in generator.state_dict().items()},
         "averaged": {name: value.detach().cpu() for name, value in (averaged or {}).items()},
         "training": training,
+        "cost": {key: training[key] for key in _COST if key in training} if training else {},
         "versions": package_versions(),
     }
     with atomic_path(path) as temporary:
@@ -141,6 +145,7 @@ def load_checkpoint(path: str | os.PathLike, system: Identity | None = None) -> 
             parameters=content["parameters"],
             averaged=content["averaged"],
             training=content["training"],
+            cost=content.get("cost", {}),
             versions=content["versions"],
         )
     except KeyError as error:
@@ -157,6 +162,20 @@ def load_checkpoint(path: str | os.PathLike, system: Identity | None = None) -> 
             "Load the system it belongs to, or train a new one."
         )
     return checkpoint
+
+
+def strip_checkpoint(source: str | os.PathLike, destination: str | os.PathLike) -> None:
+    """Write a checkpoint for use: the averaged parameters, without the state that only a continued training needs.
+
+    Args:
+        source: Checkpoint of a run; it is checked as by `load_checkpoint`.
+        destination: File to write, atomically.
+    """
+    checkpoint = load_checkpoint(source)
+    content = _read(Path(source))
+    content["parameters"] = {**checkpoint.parameters, **checkpoint.averaged}
+    with atomic_path(destination) as temporary:
+        torch.save({**content, "averaged": {}, "training": None}, temporary)
 
 
 def _read(path: Path) -> dict[str, Any]:

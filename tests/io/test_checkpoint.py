@@ -8,7 +8,7 @@ import torch
 
 from boltzflow.errors import CheckpointMismatchError
 from boltzflow.generators.families import build_generator
-from boltzflow.io.checkpoint import VERSION, load_checkpoint, save_checkpoint
+from boltzflow.io.checkpoint import VERSION, load_checkpoint, save_checkpoint, strip_checkpoint
 from boltzflow.io.config import GeneratorConfig, RunConfig
 from boltzflow.systems import load_system
 
@@ -88,6 +88,20 @@ def test_training_state_survives(tmp_path, system, generator):
     loaded = load_checkpoint(path, system).training
     assert (loaded["step"], loaded["seed"], loaded["ledger"]) == (7, 2**62, {"energy": {"u": 10}})
     torch.testing.assert_close(loaded["optimizer"]["state"], training["optimizer"]["state"], rtol=0, atol=0)
+
+
+def test_stripped_checkpoint_samples_the_same_and_knows_its_cost(tmp_path, system, generator):
+    path, small = tmp_path / "checkpoint.pt", tmp_path / "small.pt"
+    averaged = {name: p.detach() * 0.9 for name, p in generator.named_parameters()}
+    cost = {"step": 7, "seed": 3, "seconds": 1.5, "ledger": {"energy": {"u": 10}}}
+    training = {**cost, "optimizer": {"state": {0: torch.zeros(100_000)}}}
+    save_checkpoint(path, generator=generator, system=system, config=CONFIG, averaged=averaged, training=training)
+    strip_checkpoint(path, small)
+    assert small.stat().st_size < path.stat().st_size - 400_000
+    stripped = load_checkpoint(small, system)
+    assert (stripped.training, stripped.averaged, stripped.cost) == (None, {}, cost)
+    one, two = (system.load_generator(checkpoint=p, dtype=torch.float64) for p in (path, small))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
