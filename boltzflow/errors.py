@@ -1,4 +1,4 @@
-"""Errors that this package raises on top of ValueError and TypeError: each names the thing, what was expected, what was found and the remedy."""
+"""Errors of this package: each names the thing, what was expected, what was found and the remedy."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Run: what a Transition is handed at call time, i.e. random stream, context, energy of its level, and the evaluation ledger."""
+"""Run: what a Transition is handed at call time: random stream, context, energy of its level, evaluation ledger."""
 
 import secrets
 from collections import Counter
@@ -23,18 +23,18 @@ class EnergyModel(Protocol):
 
     name: str
 
-    def reduced_energy(self, state: State, context: Context | None = None) -> Tensor: ...  # noqa: D102
+    def reduced_energy(self, state: State, context: Context | None = None) -> Tensor: ...
 
-    def energy_and_force(self, state: State, context: Context | None = None) -> tuple[Tensor, dict[str, Tensor]]: ...  # noqa: D102
+    def energy_and_force(self, state: State, context: Context | None = None) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 @runtime_checkable
 class Level(Protocol):
     """Energy at one level of an annealing path."""
 
-    def energy(self, state: State, run: "Run") -> tuple[Tensor, State]: ...  # noqa: D102
+    def energy(self, state: State, run: "Run") -> tuple[Tensor, State]: ...
 
-    def energy_and_force(self, state: State, run: "Run") -> tuple[Tensor, dict[str, Tensor], State]: ...  # noqa: D102
+    def energy_and_force(self, state: State, run: "Run") -> tuple[Tensor, dict[str, Tensor], State]: ...
 
 
 @dataclass
@@ -64,14 +64,13 @@ class Ledger:
 
     def merge(self, other: "Ledger") -> None:
         """Add the counts of another ledger."""
-        for mine, theirs in ((self.energies, other.energies), (self.forces, other.forces), (self.nonfinite, other.nonfinite)):
+        for mine, theirs in (
+            (self.energies, other.energies),
+            (self.forces, other.forces),
+            (self.nonfinite, other.nonfinite),
+        ):
             for name, value in theirs.items():
                 mine[name] = mine[name] + value
-
-    @classmethod
-    def from_dict(cls, counts: Mapping[str, Mapping[str, int]]) -> "Ledger":
-        """From `as_dict`."""
-        return cls(*(Counter(counts.get(kind, {})) for kind in ("energy", "force", "nonfinite")))
 
     def as_dict(self) -> dict[str, dict[str, int]]:
         """Plain integers, for provenance."""
@@ -170,7 +169,9 @@ class Run:
 
     def _require_level(self) -> Level:
         if self.level is None:
-            raise ValueError("This Transition needs the energy of a level; run it in a Generator or with run.at(path.at(level)).")
+            raise ValueError(
+                "This Transition needs the energy of a level; run it in a Generator or with run.at(path.at(level))."
+            )
         return self.level
 
     def _counted(self, target: EnergyModel, u: Tensor, *, force: bool) -> Tensor:

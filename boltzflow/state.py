@@ -66,7 +66,9 @@ class State:
         if not self.fields:
             raise ValueError("State: expected at least one field, got none.")
         if set(self.fields) != set(self.spaces):
-            raise ValueError(f"State: fields {sorted(self.fields)} and spaces {sorted(self.spaces)} must have the same names.")
+            raise ValueError(
+                f"State: fields {sorted(self.fields)} and spaces {sorted(self.spaces)} must have the same names."
+            )
         sizes = {name: value.shape[0] for name, value in self.fields.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"State: all fields must share the batch size; got {sizes}.")
@@ -113,7 +115,9 @@ class State:
             raise KeyError(f"State.replace: no fields {sorted(unknown)}; it has {sorted(self.fields)}.")
         return State({**self.fields, **fields}, self.spaces)
 
-    def with_fields(self, fields: Mapping[str, Tensor], spaces: Mapping[str, Space], *, drop: tuple[str, ...] = ()) -> "State":
+    def with_fields(
+        self, fields: Mapping[str, Tensor], spaces: Mapping[str, Space], *, drop: tuple[str, ...] = ()
+    ) -> "State":
         """Add fields (with their spaces) and drop others: for Transitions that change coordinates or augment."""
         kept = {k: v for k, v in self.fields.items() if k not in drop}
         kept_spaces = {k: v for k, v in self.spaces.items() if k not in drop}
@@ -126,7 +130,9 @@ class State:
     def index(self, rows: Int[Tensor, " k"] | Bool[Tensor, " batch"] | slice) -> "State":
         """Rows of the State (an index tensor, a boolean mask or a slice), with their evaluations."""
         cached = {
-            key: Evaluation(e.energy[rows], None if e.force is None else {k: f[rows] for k, f in e.force.items()}, e.context)
+            key: Evaluation(
+                e.energy[rows], None if e.force is None else {k: f[rows] for k, f in e.force.items()}, e.context
+            )
             for key, e in self.evaluations.items()
         }
         return State({k: v[rows] for k, v in self.fields.items()}, self.spaces, cached)
@@ -155,7 +161,8 @@ class State:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "State":
         """Move the fields; dtype applies to floating-point fields only. Evaluations are dropped."""
         return State(
-            {k: v.to(device=device, dtype=dtype if v.is_floating_point() else None) for k, v in self.fields.items()}, self.spaces
+            {k: v.to(device=device, dtype=dtype if v.is_floating_point() else None) for k, v in self.fields.items()},
+            self.spaces,
         )
 
     @staticmethod

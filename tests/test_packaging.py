@@ -63,7 +63,14 @@ assert system.folder.is_relative_to(sys.argv[1]), system.folder
 assert system.data_folder.is_relative_to(sys.argv[1]), system.data_folder
 print(bf.list_systems(), float(system.potential(system.positions[None])[0]))
 """
-    command = [sys.executable, "-W", "error", "-c", f"import sys; sys.path.insert(0, {str(wheel)!r})\n{code}", str(wheel)]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(wheel)!r})\n{code}",
+        str(wheel),
+    ]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith("['alanine_dipeptide'")

@@ -1,4 +1,4 @@
-"""Run configuration: one YAML is one run, parsed into frozen pydantic models; unknown keys and wrong types are named."""
+"""Run configuration: one YAML is one run, parsed into frozen pydantic models; wrong keys and types are named."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -27,13 +27,17 @@ class _Section(BaseModel):
 class GeneratorConfig(_Section):
     """Architecture of a Generator."""
 
-    family: Literal["internal_spline_flow"] = Field("internal_spline_flow", description="Assembled family, see boltzflow.generators.")
+    family: Literal["internal_spline_flow"] = Field(
+        "internal_spline_flow", description="Assembled family, see boltzflow.generators."
+    )
     n_couplings: int = Field(8, ge=1, description="Spline couplings.")
     hidden: tuple[int, ...] = Field((128, 128), description="Widths of the conditioners' hidden layers.")
     n_bins: int = Field(8, ge=2, description="Spline bins of a coupling.")
     n_marginal_bins: int = Field(32, ge=2, description="Spline bins of the unconditional marginal of each coordinate.")
     bound: float = Field(6.0, gt=0, description="Splines on the line act on [−bound, bound], in standard deviations.")
-    full_affine: bool = Field(True, description="A learned triangular affine map of the stiff coordinates after the couplings.")
+    full_affine: bool = Field(
+        default=True, description="A learned triangular affine map of the stiff coordinates after the couplings."
+    )
     mask_seed: int = Field(0, ge=0, description="Seed of the coupling masks.")
 
 
@@ -42,8 +46,12 @@ class ObjectiveConfig(_Section):
 
     likelihood: float = Field(1.0, ge=0, description="Weight of the negative log-likelihood of the data.")
     reverse_kl: float = Field(0.0, ge=0, description="Weight of the reverse KL divergence (energy training).")
-    path_gradient: bool = Field(False, description="Drop the zero-mean score term from the reverse-KL gradient.")
-    energy_cut: float = Field(1e3, gt=0, description="Reverse KL: energies more than this (kT) above the base level grow logarithmically.")
+    path_gradient: bool = Field(
+        default=False, description="Drop the zero-mean score term from the reverse-KL gradient."
+    )
+    energy_cut: float = Field(
+        1e3, gt=0, description="Reverse KL: energies more than this (kT) above the base level grow logarithmically."
+    )
     energy_base: float = Field(0.0, description="Reverse KL: base level of energy_cut, in kT.")
     data: str | None = Field(None, description="Ensemble file with training frames; None = what ships with the system.")
 
@@ -58,7 +66,9 @@ class TrainingConfig(_Section):
     warmup_steps: int = Field(200, ge=0)
     final_learning_rate_fraction: float = Field(0.01, ge=0, le=1, description="Cosine decay ends here.")
     weight_decay: float = Field(0.0, ge=0)
-    clip_gradient: float | None = Field(10.0, description="Maximal gradient norm; None = no clipping. Clipped steps are counted.")
+    clip_gradient: float | None = Field(
+        10.0, description="Maximal gradient norm; None = no clipping. Clipped steps are counted."
+    )
     ema_decay: float = Field(0.999, ge=0, lt=1)
     checkpoint_every: int = Field(500, ge=1)
     log_every: int = Field(50, ge=1)
@@ -115,14 +125,16 @@ def load_config(path: str | Path, *, overrides: list[str] | None = None) -> RunC
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FormatError(f"run configuration {path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise FormatError(f"run configuration {path}: expected sections (system, generator, ...), got {type(values).__name__}.")
+        raise FormatError(
+            f"run configuration {path}: expected sections (system, generator, ...), got {type(values).__name__}."
+        )
     for override in overrides or []:
         _override(values, override)
     return parse_config(values, origin=str(path))
 
 
 def parse_config(values: dict[str, Any], *, origin: str = "run configuration") -> RunConfig:
-    """Check a nested dictionary and make a RunConfig of it; errors name the key, what was expected and what was found."""
+    """Make a RunConfig of a nested dictionary; errors name the key, what was expected and what was found."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

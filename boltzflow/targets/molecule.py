@@ -1,4 +1,4 @@
-"""A molecule at a temperature: a potential in kJ/mol as a reduced energy over Cartesian positions modulo rigid motions."""
+"""A molecule at a temperature: a potential in kJ/mol as a reduced energy over positions modulo rigid motions."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ BOLTZMANN = 0.00831446261815324
 """Gas constant in kJ/mol/K (CODATA 2018, exact)."""
 
 
-def kT(temperature: float) -> float:  # noqa: N802
+def kT(temperature: float) -> float:
     """Thermal energy in kJ/mol at a temperature in K."""
     return BOLTZMANN * temperature
 
@@ -73,12 +73,14 @@ class MoleculeTarget(Target):
         return self.sector(positions.detach())
 
     def reduced_energy(self, state: State, context: Context | None = None) -> Float[Tensor, " batch"]:
-        """u = U/kT in float64; +inf outside the sector. `context["temperature"]` (K) overrides the Target's."""
+        """Return u = U/kT in float64; +inf outside the sector. `context["temperature"]` (K) overrides the Target's."""
         u = self.potential(state["positions"]).double() * self._beta(context)
         return torch.where(self.in_sector(state["positions"]), u, torch.inf)
 
-    def energy_and_force(self, state: State, context: Context | None = None) -> tuple[Float[Tensor, " batch"], dict[str, Tensor]]:
-        """u and −∂u/∂positions (1/nm) from one evaluation, detached."""
+    def energy_and_force(
+        self, state: State, context: Context | None = None
+    ) -> tuple[Float[Tensor, " batch"], dict[str, Tensor]]:
+        """Return u and −∂u/∂positions (1/nm) from one evaluation, detached."""
         energy, force = self.potential.energy_and_force(state["positions"].detach())
         beta = self._beta(context)
         u = torch.where(self.in_sector(state["positions"]), energy.double() * beta, torch.inf)

@@ -63,7 +63,9 @@ class Target(torch.nn.Module, abc.ABC):
             leaves = {name: state[name].detach().requires_grad_() for name in self.fields}
             u = self.reduced_energy(state.replace(**leaves), context)
             gradients = torch.autograd.grad(u.sum(), list(leaves.values()), allow_unused=True)
-        force = {n: torch.zeros_like(x) if g is None else -g for (n, x), g in zip(leaves.items(), gradients, strict=True)}
+        force = {
+            n: torch.zeros_like(x) if g is None else -g for (n, x), g in zip(leaves.items(), gradients, strict=True)
+        }
         return u.detach(), force
 
     def sample(self, n: int, rng: torch.Generator, context: Context | None = None) -> State:
@@ -78,7 +80,10 @@ class Target(torch.nn.Module, abc.ABC):
         """Build a State of this Target's fields: a single tensor for a single field, or keywords by field name."""
         if values:
             if len(values) != len(self.fields):
-                raise ValueError(f"{self.name}.state: expected {len(self.fields)} tensors for {sorted(self.fields)}, got {len(values)}.")
+                raise ValueError(
+                    f"{self.name}.state: expected {len(self.fields)} tensors for {sorted(self.fields)}, "
+                    f"got {len(values)}."
+                )
             named = dict(zip(self.fields, values, strict=True))
         return State(named, self.fields)
 

@@ -1,4 +1,4 @@
-"""Transition: one step, deterministic or stochastic, that knows its own log-ratio of backward to forward probability."""
+"""Transition: one step, deterministic or stochastic, that knows its log-ratio of backward to forward probability."""
 
 import abc
 
