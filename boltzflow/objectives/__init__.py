@@ -5,5 +5,15 @@ from boltzflow.objectives.likelihood import MaximumLikelihood
 from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective, Step
 from boltzflow.objectives.reverse_kl import ReverseKL, compress_energy
+from boltzflow.objectives.self_weighted import SelfWeightedKL
 
-__all__ = ["MaximumLikelihood", "Mixture", "Objective", "ReverseKL", "Step", "build_objective", "compress_energy"]
+__all__ = [
+    "MaximumLikelihood",
+    "Mixture",
+    "Objective",
+    "ReverseKL",
+    "SelfWeightedKL",
+    "Step",
+    "build_objective",
+    "compress_energy",
+]

@@ -6,6 +6,7 @@ from boltzflow.objectives.likelihood import MaximumLikelihood
 from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective
 from boltzflow.objectives.reverse_kl import ReverseKL
+from boltzflow.objectives.self_weighted import SelfWeightedKL
 from boltzflow.targets.target import Target
 
 __all__ = ["build_objective"]
@@ -16,7 +17,7 @@ def build_objective(generator: Generator, target: Target, config: ObjectiveConfi
 
     Args:
         generator: What is trained.
-        target: Whose energy enters the reverse KL.
+        target: Whose energy trains, in all terms but the likelihood.
         config: Weights and settings.
 
     Raises:
@@ -34,6 +35,9 @@ def build_objective(generator: Generator, target: Target, config: ObjectiveConfi
             energy_base=config.energy_base,
         )
         terms.append((config.reverse_kl, reverse))
+    if config.self_forward_kl > 0 or config.self_reverse_kl > 0:
+        own = SelfWeightedKL(generator, target, forward=config.self_forward_kl, reverse=config.self_reverse_kl)
+        terms.append((1.0, own))
     if not terms:
-        raise ValueError("objective: every weight is 0; set objective.likelihood or objective.reverse_kl above 0.")
+        raise ValueError("objective: every weight is 0; set objective.likelihood, reverse_kl, self_forward_kl or self_reverse_kl above 0.")
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Mixture(terms)
