@@ -92,6 +92,11 @@ def test_all_is_sorted_and_exists(module_name):
     assert [name for name in names if not hasattr(module, name)] == []
 
 
+@pytest.mark.parametrize("name", sorted(m.name for m in pkgutil.iter_modules(boltzflow.__path__) if m.ispkg))
+def test_every_folder_has_a_table_of_contents(name):
+    assert importlib.import_module(f"boltzflow.{name}").__all__
+
+
 def test_the_checker_sees_what_is_wrong():
     def good(a, *, b=1):
         """Do it.

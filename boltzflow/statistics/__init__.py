@@ -1,1 +1,36 @@
 """Estimators: log-weights and energies in, Estimates with errors between independent groups out."""
+
+from boltzflow.statistics.bar import MBARResult, bar, mbar
+from boltzflow.statistics.chains import effective_samples, split_rhat, statistical_inefficiency
+from boltzflow.statistics.groups import GroupError, Groups
+from boltzflow.statistics.means import elbo, eubo, exp_free_energy, expectation, log_z
+from boltzflow.statistics.weights import (
+    forward_ess_fraction,
+    kish_ess,
+    log_mean_exp,
+    normalised_weights,
+    pareto_k,
+    weighted_quantile,
+)
+
+__all__ = [
+    "GroupError",
+    "Groups",
+    "MBARResult",
+    "bar",
+    "effective_samples",
+    "elbo",
+    "eubo",
+    "exp_free_energy",
+    "expectation",
+    "forward_ess_fraction",
+    "kish_ess",
+    "log_mean_exp",
+    "log_z",
+    "mbar",
+    "normalised_weights",
+    "pareto_k",
+    "split_rhat",
+    "statistical_inefficiency",
+    "weighted_quantile",
+]

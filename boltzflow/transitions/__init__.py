@@ -1,1 +1,40 @@
 """Steps that know their own log-ratio: couplings, splines, coordinate maps, Metropolis kernels, resampling."""
+
+from boltzflow.transitions.affine import Affine, AffineCoupling
+from boltzflow.transitions.coupling import Conditioner, SplineCoupling, alternating_masks
+from boltzflow.transitions.elementwise import ElementwiseSpline
+from boltzflow.transitions.hmc import HMC
+from boltzflow.transitions.internal import InternalToCartesian
+from boltzflow.transitions.langevin import OverdampedLangevin
+from boltzflow.transitions.mala import MALA
+from boltzflow.transitions.metropolis import MetropolisKernel, RandomWalkMetropolis
+from boltzflow.transitions.resampling import SystematicResampling
+from boltzflow.transitions.swap import swap_neighbours
+from boltzflow.transitions.torsion_move import TorsionAxes, TorsionMove, rotatable_axes
+from boltzflow.transitions.transition import BatchStep, Bijection, DetailedBalance, Transition
+from boltzflow.transitions.triangular import TriangularAffine
+
+__all__ = [
+    "HMC",
+    "MALA",
+    "Affine",
+    "AffineCoupling",
+    "BatchStep",
+    "Bijection",
+    "Conditioner",
+    "DetailedBalance",
+    "ElementwiseSpline",
+    "InternalToCartesian",
+    "MetropolisKernel",
+    "OverdampedLangevin",
+    "RandomWalkMetropolis",
+    "SplineCoupling",
+    "SystematicResampling",
+    "TorsionAxes",
+    "TorsionMove",
+    "Transition",
+    "TriangularAffine",
+    "alternating_masks",
+    "rotatable_axes",
+    "swap_neighbours",
+]
