@@ -1,0 +1,69 @@
+"""Quality of the shipped alanine-dipeptide checkpoint: reverse and forward ESS, EUBO − ELBO, and the free energy of αL.
+
+    python benchmarks/alanine_dipeptide.py [-n 200000] [--threads 2] [--seed 2026]
+
+Everything comes from one checkpoint; the reference is the parallel-tempering ensemble in data/, whose seed was never used in training.
+"""
+
+import argparse
+import json
+
+import torch
+from _record import record
+
+from boltzflow.analysis import delta_f, summary
+from boltzflow.run import make_rng
+from boltzflow.systems import load_system
+
+ALPHA_L = (0.0, 130.0)
+
+
+def main() -> None:
+    """Sample, trace the reference back, compare, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-n", type=int, default=200_000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--checkpoint", help="another checkpoint than the shipped one")
+    parser.add_argument("--output")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    system = load_system("alanine_dipeptide", dtype=torch.float32)
+    generator = system.load_generator(checkpoint=options.checkpoint)
+    reference = system.reference()
+    ensemble = generator.sample(options.n, system.target, seed=options.seed)
+    state = reference.to_state(dtype=torch.float32)
+    with torch.no_grad():
+        parts = [
+            generator.trace_back(state.index(slice(i, i + 2000)), system.target, make_rng(0)).log_weights
+            for i in range(0, len(state), 2000)
+        ]
+    found = summary(ensemble, reference, path_log_weights=torch.cat(parts))
+
+    low, high = (angle * torch.pi / 180 for angle in ALPHA_L)
+    model = delta_f(ensemble, "phi", states=[(low, high)])
+    published = json.loads((system.data_folder / "reference.json").read_text())
+    expected = published["delta_f_alpha_l"]
+    combined = (model.error**2 + expected["error"] ** 2) ** 0.5
+    result = {
+        **found,
+        "delta_f_alpha_l": {"value": model.value, "error": model.error, "unit": "kT", "method": model.method},
+        "delta_f_alpha_l_reference": expected,
+        "delta_f_alpha_l_z": (model.value - expected["value"]) / combined,
+        "floors": {
+            "ess_fraction >= 0.60": found["ess_fraction"] >= 0.60,
+            "pareto_k < 0.7": found["pareto_k"] < 0.7,
+            "forward_ess_fraction >= 0.50": found["forward_ess_fraction"] >= 0.50,
+            "eubo - elbo <= 1.0": found["eubo_minus_elbo"] <= 1.0,
+            "error of delta_f <= 0.12 kT": model.error <= 0.12,
+            "delta_f within two combined errors": abs(model.value - expected["value"]) <= 2 * combined,
+        },
+    }
+    path = record("alanine_dipeptide", result, options.output)
+    print(json.dumps(result, indent=2))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
