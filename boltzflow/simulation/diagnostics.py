@@ -5,13 +5,16 @@ import math
 import torch
 
 from boltzflow._typing import Bool, Float, Tensor
-from boltzflow.statistics.groups import statistical_inefficiency
+from boltzflow.statistics.chains import statistical_inefficiency
 
 __all__ = ["entries", "independent_visits", "series_diagnostics", "split_r_hat"]
 
 
 def split_r_hat(series: Float[Tensor, "n_frames n_chains"]) -> float:
     """Potential scale reduction over halves of independent chains; 1 at convergence, below 1.01 is good.
+
+    Compares means, so that it serves indicators of rare regions, which some halves never visit; the rank-normalised
+    `boltzflow.statistics.split_rhat` is stricter, for continuous observables.
 
     Args:
         series: One column per chain; at least four frames.

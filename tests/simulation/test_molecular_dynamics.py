@@ -9,7 +9,7 @@ from openmm import unit
 
 from boltzflow.errors import UnitError
 from boltzflow.simulation.molecular_dynamics import faster_platform, molecular_dynamics
-from boltzflow.statistics.groups import statistical_inefficiency
+from boltzflow.statistics.chains import statistical_inefficiency
 from boltzflow.targets.molecule import kT
 
 

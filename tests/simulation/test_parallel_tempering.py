@@ -9,7 +9,7 @@ from boltzflow.errors import CheckpointMismatchError, NonFiniteEnergyError
 from boltzflow.run import Run, make_rng
 from boltzflow.simulation import ParallelTempering, TemperedRows, entries, independent_visits, relax, split_r_hat
 from boltzflow.state import Space
-from boltzflow.statistics.groups import statistical_inefficiency
+from boltzflow.statistics.chains import statistical_inefficiency
 from boltzflow.targets.target import Target
 from boltzflow.transitions.hmc import HMC
 from boltzflow.transitions.metropolis import RandomWalkMetropolis
