@@ -86,6 +86,9 @@ def _domain(system: "System") -> InternalDomain:
         system.positions,
         bonds=[(*atoms, *rest) for atoms, *rest in rows(bonds.atoms, bonds.r0, bonds.k)],
         angles=[(*atoms, *rest) for atoms, *rest in rows(angles.atoms, angles.theta0, angles.k)],
-        torsions=[(*a, *rest) for a, *rest in rows(torsions.atoms, torsions.periodicity.long(), torsions.phase, torsions.k)],
+        torsions=[
+            (*atoms, *rest)
+            for atoms, *rest in rows(torsions.atoms, torsions.periodicity.long(), torsions.phase, torsions.k)
+        ],
         kT=kT(system.temperature),
     )

@@ -1,4 +1,4 @@
-"""Generator: a base and a sequence of Transitions, whose samples carry the exact weight of the path that was really made."""
+"""Generator: a base and a sequence of Transitions, whose samples carry the exact weight of the path they made."""
 
 import math
 import time
@@ -116,7 +116,10 @@ class Generator(torch.nn.Module):
         state, total, ratios = start, base_energy, []
         failed = torch.zeros(n, dtype=torch.bool, device=start.device)
         # row of `start` from which each row descends, and how many failed rows left no descendant
-        lineage, n_dropped = torch.arange(n, device=start.device), torch.zeros((), dtype=torch.int64, device=start.device)
+        lineage, n_dropped = (
+            torch.arange(n, device=start.device),
+            torch.zeros((), dtype=torch.int64, device=start.device),
+        )
         for transition in self.transitions:
             here = run.at(None if transition.level is None else path.at(transition.level))
             if not isinstance(transition, BatchStep):
@@ -140,7 +143,9 @@ class Generator(torch.nn.Module):
         if not any(isinstance(t, BatchStep) for t in self.transitions):
             lineage = None
         n_failed = n_dropped + failed.sum()
-        return Trajectory(start, state, ratios, base_energy, target_energy, log_weights, lineage, failed, n_failed, run.ledger)
+        return Trajectory(
+            start, state, ratios, base_energy, target_energy, log_weights, lineage, failed, n_failed, run.ledger
+        )
 
     def _run(self, rng: torch.Generator, context: Context | None, target: Target) -> Run:
         # the density of a base of closed form costs nothing; frames of another Target cost that Target's energy
@@ -158,7 +163,8 @@ class Generator(torch.nn.Module):
     ) -> Trajectory:
         """Run the reverse path from given samples; log w = u_base(x_0) − u(x_T) − Σ(reverse ratios).
 
-        With samples of the target, mean log w is the EUBO and 1/E[1/w] estimates Z; differentiable where autograd is on.
+        With samples of the target, mean log w is the EUBO and 1/E[1/w] estimates Z. Differentiable where autograd is
+        on, in the samples as well if they require it.
 
         Args:
             samples: An Ensemble or a State with the target's fields.
@@ -181,7 +187,8 @@ class Generator(torch.nn.Module):
             if isinstance(transition, BatchStep):
                 if resampling != "ignore":
                     raise ValueError(
-                        f"trace_back: {type(transition).__name__} has no reverse; pass resampling='ignore' to bound the path without it."
+                        f"trace_back: {type(transition).__name__} has no reverse; pass resampling='ignore' to bound "
+                        "the path without it."
                     )
                 continue
             here = run.at(None if transition.level is None else path.at(transition.level))
@@ -192,7 +199,9 @@ class Generator(torch.nn.Module):
         failed = torch.isnan(total.detach()) | _nonfinite_rows(state)
         log_weights = _masked(base_energy - target_energy + total, failed)
         n_failed = failed.sum()
-        return Trajectory(state, end, ratios, base_energy, target_energy, log_weights, None, failed, n_failed, run.ledger)
+        return Trajectory(
+            state, end, ratios, base_energy, target_energy, log_weights, None, failed, n_failed, run.ledger
+        )
 
     def log_prob(self, state: State, *, context: Context | None = None) -> Float64[Tensor, " batch"]:
         """Log-density of the generated samples in the measure of the fields of `state`; needs a bijective Generator.
@@ -202,7 +211,9 @@ class Generator(torch.nn.Module):
         """
         if not self.is_bijective:
             stochastic = [type(t).__name__ for t in self.transitions if not isinstance(t, Bijection)]
-            raise TypeError(f"log_prob: {', '.join(stochastic)} is not a Bijection, so only path weights exist; use trace_back.")
+            raise TypeError(
+                f"log_prob: {', '.join(stochastic)} is not a Bijection, so only path weights exist; use trace_back."
+            )
         run = Run(make_rng(0, device=state.device), context)
         total = torch.zeros(len(state), dtype=torch.float64, device=state.device)
         for transition in reversed(self.transitions):
@@ -261,13 +272,20 @@ class Generator(torch.nn.Module):
         failed = ensemble.provenance.n_failed / n
         if failed > max_failed_fraction:
             raise NonFiniteEnergyError(
-                f"sample: the model gave NaN or inf for {failed:.2%} of {n} rows, more than max_failed_fraction={max_failed_fraction:.2%}; "
-                "dropping them would bias every estimate. Train further, or in float64."
+                f"sample: the model gave NaN or inf for {failed:.2%} of {n} rows, more than "
+                f"max_failed_fraction={max_failed_fraction:.2%}; dropping them would bias every estimate. Train further, or in float64."
             )
         return ensemble
 
     def sample_shards(
-        self, n: int, target: Target, seed: int, *, context: Context | None = None, batch_size: int = 1000, first: int = 0
+        self,
+        n: int,
+        target: Target,
+        seed: int,
+        *,
+        context: Context | None = None,
+        batch_size: int = 1000,
+        first: int = 0,
     ) -> Iterator[Ensemble]:
         """Yield the shards that `sample` merges, one Ensemble of at most `batch_size` rows at a time.
 
@@ -322,8 +340,10 @@ class GeneratorTarget(Target):
         self._generator = (generator,)
 
     def reduced_energy(self, state: State, context: Context | None = None) -> Float64[Tensor, " batch"]:
-        """u = −log q(x), float64."""
-        return -self._generator[0].log_prob(State({k: state[k] for k in self.fields}, self.fields), context=context)
+        """Minus the log-density of the samples, float64; computed in the dtype of the Generator."""
+        generator = self._generator[0]
+        state = State({k: state[k] for k in self.fields}, self.fields).to(dtype=generator.dtype)
+        return -generator.log_prob(state, context=context)
 
     def sample(self, n: int, rng: torch.Generator, context: Context | None = None) -> State:
         """Exact samples of the Generator's own density."""

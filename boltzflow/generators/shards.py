@@ -7,6 +7,7 @@ import torch
 from boltzflow.ensemble import Ensemble, Provenance
 from boltzflow.errors import NonFiniteEnergyError
 from boltzflow.run import Context
+from boltzflow.targets.bases import FramesBase
 from boltzflow.targets.target import Base, Target
 
 if TYPE_CHECKING:
@@ -43,19 +44,22 @@ def shard_ensemble(
     infinite = int((log_weights == torch.inf).sum())
     if infinite:
         raise NonFiniteEnergyError(
-            f"sample: {infinite} of {len(log_weights)} log-weights are +inf, i.e. an energy of {target.name} or a log-density of the model "
-            "is −inf. No estimate can bear that; check the energy at these rows."
+            f"sample: {infinite} of {len(log_weights)} log-weights are +inf, i.e. an energy of {target.name} or a "
+            f"log-density of the model is −inf, or an energy of {base.name} is +inf. No estimate can bear that; check the "
+            "energies at these rows."
         )
     n, end, lineage = len(log_weights), trajectory.end, trajectory.lineage
     groups = sizes = None
-    frames = trajectory.start["frame"] if "frame" in trajectory.start else None
+    frames = trajectory.start["frame"] if isinstance(base, FramesBase) else None
     if frames is not None:
         # rows of one frame of the base depend on each other, whatever shard they are in
         groups = frames if lineage is None else frames[lineage]
         # counted at the start: a frame whose rows all died out is a group, too
         sizes = None if lineage is None else torch.bincount(frames)
     elif lineage is not None:
-        groups, sizes = (torch.zeros_like(lineage), torch.tensor([n])) if group_by_population else (lineage, torch.ones(n))
+        groups, sizes = (
+            (torch.zeros_like(lineage), torch.tensor([n])) if group_by_population else (lineage, torch.ones(n))
+        )
     n_failed = int(trajectory.n_failed)
     # every row that failed and is still there has weight zero
     n_nonfinite = int((~torch.isfinite(log_weights) & ~trajectory.failed).sum())
