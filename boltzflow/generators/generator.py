@@ -273,7 +273,8 @@ class Generator(torch.nn.Module):
         if failed > max_failed_fraction:
             raise NonFiniteEnergyError(
                 f"sample: the model gave NaN or inf for {failed:.2%} of {n} rows, more than "
-                f"max_failed_fraction={max_failed_fraction:.2%}; dropping them would bias every estimate. Train further, or in float64."
+                f"max_failed_fraction={max_failed_fraction:.2%}; dropping them would bias every estimate. Train "
+                "further, or in float64."
             )
         return ensemble
 

@@ -45,8 +45,8 @@ def shard_ensemble(
     if infinite:
         raise NonFiniteEnergyError(
             f"sample: {infinite} of {len(log_weights)} log-weights are +inf, i.e. an energy of {target.name} or a "
-            f"log-density of the model is −inf, or an energy of {base.name} is +inf. No estimate can bear that; check the "
-            "energies at these rows."
+            f"log-density of the model is −inf, or an energy of {base.name} is +inf. No estimate can bear that; check "
+            "the energies at these rows."
         )
     n, end, lineage = len(log_weights), trajectory.end, trajectory.lineage
     groups = sizes = None
