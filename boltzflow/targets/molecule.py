@@ -1,6 +1,7 @@
 """A molecule at a temperature: a potential in kJ/mol as a reduced energy over positions modulo rigid motions."""
 
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 
@@ -48,7 +49,7 @@ class MoleculeTarget(Target):
         potential: torch.nn.Module,
         *,
         n_atoms: int,
-        temperature: float,
+        temperature: object,
         sector: Callable[[Tensor], Tensor] | None = None,
         sector_description: str = "none: all configurations",
         topology: object | None = None,
@@ -88,15 +89,18 @@ class MoleculeTarget(Target):
 
 
 def as_temperature(value: object) -> float:
-    """Temperature in K from a number or an `openmm.unit.Quantity`.
+    """Temperature in K from a number (or a tensor of one) or an `openmm.unit.Quantity`.
 
     Raises:
         UnitError: If it is not a positive, finite number of kelvin below 10⁵ K.
     """
+    found = value
     if hasattr(value, "value_in_unit"):
         from openmm import unit
 
-        value = value.value_in_unit(unit.kelvin)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 < float(value) < 1e5:
+        found = value.value_in_unit(unit.kelvin) if value.unit.is_compatible(unit.kelvin) else None
+    elif isinstance(value, Tensor) and value.ndim == 0:
+        found = value.item()
+    if not isinstance(found, Real) or isinstance(found, bool) or not 0.0 < float(found) < 1e5:
         raise UnitError(f"temperature: expected a positive number of kelvin below 1e5, got {value!r}.")
-    return float(value)
+    return float(found)

@@ -18,7 +18,7 @@ class InternalToCartesian(Bijection):
     q holds n−1 bonds, n−2 angles and n−3 torsions in the order of the Z-matrix. Coordinates on the line are deviations
     from `mean` in units of `scale`; circular ones are angles in (−π, π] as they are. Values outside the chart (a bond
     ≤ 0, an angle outside (0, π), a stiff torsion more than half a turn from its mean) have no image: r = −inf, so the
-    weight is exactly zero and is counted.
+    weight is exactly zero and is counted; the atoms are placed at the centre instead, without a gradient.
 
     Args:
         zmatrix: References of every atom.
@@ -49,14 +49,16 @@ class InternalToCartesian(Bijection):
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """Place the atoms; r = log|∂positions/∂q|, −inf outside the chart."""
         q = state["q"] * self.scale + self.mean
-        bonds, angles, torsions = q.split(self._sizes, 1)
-        positions, log_det = self.map.inverse(InternalCoordinates(bonds, angles, torsions))
+        bonds, angles, _ = q.split(self._sizes, 1)
         turn = (state["q"] * self.scale)[:, self._torsions].abs()
         outside = (
             (bonds <= 0).any(1)
             | ((angles <= 0) | (angles >= torch.pi)).any(1)
             | ((turn > torch.pi) & ~self.circular[self._torsions]).any(1)
         )
+        # a mask on the result alone would leave 0·NaN in the gradients of the parameters
+        q = torch.where(outside[:, None], self.mean, q)
+        positions, log_det = self.map.inverse(InternalCoordinates(*q.split(self._sizes, 1)))
         ratio = torch.where(outside, -torch.inf, log_det + self._log_scale)
         space = Space("line", (self.n_atoms, 3), dimension=self.dimension)
         return state.with_fields({"positions": positions}, {"positions": space}, drop=("q",)), ratio
