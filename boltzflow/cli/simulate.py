@@ -25,6 +25,7 @@ __all__ = ["simulate"]
 
 logger = logging.getLogger(__name__)
 
+
 @command("simulate")
 def simulate(
     what: Annotated[str, typer.Argument(metavar="SYSTEM", help="NAME, NAME@TEMPERATURE or a folder.")],

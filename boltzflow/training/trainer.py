@@ -119,8 +119,8 @@ class Trainer:
             in_a_row = 0 if taken else in_a_row + 1
             if in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise NonFiniteEnergyError(
-                    f"training: loss or gradient were not finite for {in_a_row} steps in a row (step {self.step}). Lower "
-                    "training.learning_rate, or train by likelihood first (objective.reverse_kl=0)."
+                    f"training: loss or gradient were not finite for {in_a_row} steps in a row (step {self.step}). "
+                    "Lower training.learning_rate, or train by likelihood first (objective.reverse_kl=0)."
                 )
             since_log += 1
             for name, value in logged.items():
@@ -212,6 +212,4 @@ class Trainer:
         self.optimizer.load_state_dict(state.optimizer)
         self.ema.load_state_dict(state.ema)
         self.n_clipped, self.n_skipped, self.seconds = state.n_clipped, state.n_skipped, state.seconds
-        self.ledger = Ledger()
-        for kind, counter in (("energy", self.ledger.energies), ("force", self.ledger.forces), ("nonfinite", self.ledger.nonfinite)):
-            counter.update(state.ledger.get(kind, {}))
+        self.ledger = Ledger.from_dict(state.ledger)

@@ -13,7 +13,7 @@ __all__ = ["InternalToCartesian"]
 
 
 class InternalToCartesian(Bijection):
-    """Flat field "q" of scaled internal coordinates → field "positions" (batch, n_atoms, 3) in nm, modulo rigid motions.
+    """Flat field "q" of scaled internal coordinates → field "positions" (batch, n_atoms, 3) in nm, mod rigid motions.
 
     q holds n−1 bonds, n−2 angles and n−3 torsions in the order of the Z-matrix. Coordinates on the line are deviations
     from `mean` in units of `scale`; circular ones are angles in (−π, π] as they are. Values outside the chart (a bond
@@ -37,7 +37,9 @@ class InternalToCartesian(Bijection):
         sizes = {"mean": mean, "scale": scale, "circular": circular}
         wrong = {name: tuple(value.shape) for name, value in sizes.items() if tuple(value.shape) != (self.dimension,)}
         if wrong:
-            raise ValueError(f"InternalToCartesian: expected shape ({self.dimension},) for {self.n_atoms} atoms, got {wrong}.")
+            raise ValueError(
+                f"InternalToCartesian: expected shape ({self.dimension},) for {self.n_atoms} atoms, got {wrong}."
+            )
         zero, one = torch.zeros_like(mean), torch.ones_like(mean)
         self.register_buffer("mean", torch.where(circular, zero, mean))
         self.register_buffer("scale", torch.where(circular, one, scale))
