@@ -1,6 +1,7 @@
 """What a user installs: the wheel holds systems and data, versions are pinned, shipped files are what they were."""
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -110,3 +111,25 @@ def test_shipped_files_are_what_they_were(name):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == listed[file], file
     if shipped:
         assert (folder / "README.md").is_file()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_two_commands_do_everything():
+    def commands(*words):
+        # of a make that knows nothing of the one that may be running these tests
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"}
+        command = ["make", "-n", "-B", *words]
+        found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stderr
+        return found.stdout
+
+    demo = commands("demo", "TORCH_INDEX=https://example.org/cpu", "PYTHON=python3.99")
+    assert "python3.99 -m venv .venv" in demo
+    assert "-c constraints.txt --index-url https://example.org/cpu torch" in demo
+    order = [
+        demo.index(words) for words in ("torch", "-e .", "sample alanine_dipeptide -n 20000", "analyze", "free-energy")
+    ]
+    assert order == sorted(order)
+    assert "--index-url" not in commands("demo")
+    assert "pytest" in commands("test")
+    assert "ruff" in commands("lint")
