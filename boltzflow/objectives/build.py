@@ -39,5 +39,8 @@ def build_objective(generator: Generator, target: Target, config: ObjectiveConfi
         own = SelfWeightedKL(generator, target, forward=config.self_forward_kl, reverse=config.self_reverse_kl)
         terms.append((1.0, own))
     if not terms:
-        raise ValueError("objective: every weight is 0; set objective.likelihood, reverse_kl, self_forward_kl or self_reverse_kl above 0.")
+        raise ValueError(
+            "objective: every weight is 0; set objective.likelihood, reverse_kl, self_forward_kl or self_reverse_kl "
+            "above 0."
+        )
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Mixture(terms)

@@ -1,7 +1,7 @@
 """Maximum likelihood: the forward KL divergence from data."""
 
 from boltzflow._typing import Float, Tensor
-from boltzflow.objectives.objective import Objective, Step, masked_mean
+from boltzflow.objectives.objective import Objective, Step, finite_log_prob
 
 __all__ = ["MaximumLikelihood"]
 
@@ -17,8 +17,7 @@ class MaximumLikelihood(Objective):
     needs_data = True
 
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Negative log-likelihood per row, and the number of rows that the model could not map."""
-        log_q = self.generator.log_prob(step.data, context=step.context)
-        finite = log_q.detach().isfinite()
-        loss = -masked_mean(log_q, finite)
+        """Negative log-likelihood per row, over the rows that the model can map; the number of others is logged."""
+        log_q, finite = finite_log_prob(self.generator, step.data, step.context)
+        loss = -log_q.mean()
         return loss, {"nll": loss.detach(), "n_failed_data": (~finite).sum()}

@@ -9,20 +9,27 @@ __all__ = ["Mixture"]
 
 
 class Mixture(Objective):
-    """Σ weight · objective over terms that share one Generator, e.g. likelihood and reverse KL (Noé et al. 2019, eq. 6).
+    """Σ weight · objective over terms that share one Generator, e.g. likelihood and reverse KL.
 
     Args:
         terms: (weight, objective) pairs; weights are positive.
 
     Raises:
         ValueError: If there is no term, a weight is not positive, or the terms train different Generators.
+
+    References:
+        Boltzmann generators (Noé et al., 2019), eq. 6.
     """
 
     def __init__(self, terms: list[tuple[float, Objective]]) -> None:
         if not terms:
-            raise ValueError("Mixture: expected at least one (weight, objective), got none; give one term a weight above 0.")
+            raise ValueError(
+                "Mixture: expected at least one (weight, objective), got none; give one term a weight above 0."
+            )
         if any(weight <= 0 for weight, _ in terms):
-            raise ValueError(f"Mixture: expected positive weights, got {[weight for weight, _ in terms]}; leave a term out instead.")
+            raise ValueError(
+                f"Mixture: expected positive weights, got {[weight for weight, _ in terms]}; leave a term out instead."
+            )
         if any(term.generator is not terms[0][1].generator for _, term in terms):
             raise ValueError("Mixture: expected terms over one and the same Generator.")
         super().__init__(terms[0][1].generator)

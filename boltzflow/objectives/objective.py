@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from boltzflow._typing import Float, Tensor
+from boltzflow._typing import Bool, Float, Float64, Tensor
 from boltzflow.generators.generator import Generator
 from boltzflow.run import Context, Ledger
 from boltzflow.state import State
@@ -54,6 +54,25 @@ class Objective(torch.nn.Module, abc.ABC):
 
 
 def masked_mean(values: Tensor, keep: Tensor) -> Tensor:
-    """Mean over the rows kept; the others take no part in the backward pass (0·NaN)."""
+    """Mean over the rows kept; the others get a gradient of zero."""
     kept = torch.where(keep, values, torch.zeros_like(values))
     return kept.sum() / keep.sum().clamp(min=1)
+
+
+def ess_fraction(log_weights: Float64[Tensor, " batch"]) -> Float64[Tensor, ""]:
+    """Kish effective sample size per row, for logs."""
+    return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0)) / len(log_weights)
+
+
+def finite_log_prob(
+    generator: Generator, state: State, context: Context | None
+) -> tuple[Float64[Tensor, " kept"], Bool[Tensor, " batch"]]:
+    """Log-density of the rows where it is finite, and which these are; without any, the log-density as it is.
+
+    The others take no part in the graph: a mask on the result would leave 0·NaN in the gradients of the parameters.
+    """
+    log_q = generator.log_prob(state, context=context)
+    finite = torch.isfinite(log_q.detach())
+    if bool(finite.all()) or not bool(finite.any()):
+        return log_q, finite
+    return generator.log_prob(state.index(finite), context=context), finite

@@ -1,18 +1,23 @@
 """Reverse KL divergence: training from the energy alone."""
 
 import torch
+from torch.func import functional_call
 
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.generators.generator import Generator
-from boltzflow.objectives.objective import Objective, Step, masked_mean
+from boltzflow.objectives.objective import Objective, Step, ess_fraction, masked_mean
+from boltzflow.run import Context
 from boltzflow.state import State
 from boltzflow.targets.target import Target
+from boltzflow.transitions.transition import BatchStep
 
 __all__ = ["ReverseKL", "compress_energy"]
 
 
 def compress_energy(u: Float64[Tensor, " batch"], *, base: float, cut: float) -> Float64[Tensor, " batch"]:
-    """Replace u − base above `cut` by cut·(1 + log((u − base)/cut)): continuous with its slope, so that clashes train but do not rule.
+    """Replace u − base above `cut` by cut·(1 + log((u − base)/cut)), so that clashes train but do not rule.
+
+    The function and its slope are continuous.
 
     Args:
         u: Reduced energies.
@@ -52,6 +57,10 @@ class ReverseKL(Objective):
         energy_base: float = 0.0,
     ) -> None:
         super().__init__(generator)
+        if any(isinstance(t, BatchStep) for t in generator.transitions):
+            raise TypeError(
+                "ReverseKL: resampled paths have no density to train on; train the Generator without BatchSteps."
+            )
         if path_gradient and not generator.is_bijective:
             raise TypeError("ReverseKL: path_gradient needs a Generator of Bijections; set path_gradient to false.")
         self._target = (target,)
@@ -61,28 +70,36 @@ class ReverseKL(Objective):
 
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Minus the ELBO of the compressed energy, and the sampling efficiency of the batch."""
-        target = self._target[0]
-        trajectory = self.generator.rollout(step.n_samples, target, step.rng, context=step.context)
+        trajectory = self.generator.rollout(step.n_samples, self._target[0], step.rng, context=step.context)
         step.ledger.merge(trajectory.ledger)
         keep = trajectory.finite
         u = compress_energy(trajectory.target_energy, base=self.energy_base, cut=self.energy_cut)
         if self.path_gradient:
-            loss = masked_mean(u + self._frozen_log_prob(trajectory.end, step), keep)
+            log_q = self._frozen_log_prob(trajectory.end, keep, step.context)
+            loss = masked_mean(u + log_q, keep & torch.isfinite(log_q.detach()))
         else:
             ratio = sum(trajectory.log_ratios, torch.zeros_like(u))
             loss = masked_mean(u - ratio - trajectory.base_energy, keep)
         log_w = trajectory.log_weights.detach()
-        ess = torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)) / len(log_w)
         elbo = masked_mean(log_w, keep)
-        return loss, {"reverse_kl": -elbo, "ess_fraction": ess, "n_masked": (~keep).sum()}
+        return loss, {"reverse_kl": -elbo, "ess_fraction": ess_fraction(log_w), "n_masked": (~keep).sum()}
 
-    def _frozen_log_prob(self, end: State, step: Step) -> Tensor:
-        # log q at fixed parameters, differentiable through x alone
-        parameters = [p for p in self.generator.parameters() if p.requires_grad]
-        for p in parameters:
-            p.requires_grad_(requires_grad=False)
-        try:
-            return self.generator.log_prob(State(end.fields, end.spaces), context=step.context)
-        finally:
-            for p in parameters:
-                p.requires_grad_(requires_grad=True)
+    def _frozen_log_prob(self, end: State, keep: Tensor, context: Context | None) -> Tensor:
+        # log q at fixed parameters, differentiable through x alone, and through that only in the rows kept
+        fields = {
+            name: torch.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, x.detach()) for name, x in end.fields.items()
+        }
+        density = _Density(self.generator)
+        frozen = {name: p.detach() for name, p in density.named_parameters()}
+        return functional_call(density, frozen, (State(fields, end.spaces), context))
+
+
+class _Density(torch.nn.Module):
+    """`log_prob` as the forward of a module, which is what torch.func can call with other parameters."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, state: State, context: Context | None) -> Tensor:
+        return self.generator.log_prob(state, context=context)

@@ -4,7 +4,7 @@ import torch
 
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.generators.generator import Generator
-from boltzflow.objectives.objective import Objective, Step, masked_mean
+from boltzflow.objectives.objective import Objective, Step, ess_fraction, finite_log_prob, masked_mean
 from boltzflow.state import State
 from boltzflow.targets.target import Target
 
@@ -20,8 +20,8 @@ class SelfWeightedKL(Objective):
 
     since E_q[∇log q] = 0. Both estimates have no variance at q = p, where the likelihood of data has its full one. The
     second is the gradient of the log-variance loss. They refine a Generator that overlaps with the target and cannot
-    see a mode that it misses: precede or accompany them by a likelihood. w is truncated at `max_weight`, log w − mean
-    at −`max_deviation`; the weight that the first removes is logged.
+    see a mode that it misses: precede or accompany them by a likelihood. w is truncated at `max_weight`, log w below
+    its median at −`max_deviation`, where rows of infinite energy count; the weight that the first removes is logged.
 
     Args:
         generator: What is trained; bijective.
@@ -62,21 +62,24 @@ class SelfWeightedKL(Objective):
         with torch.no_grad():
             trajectory = self.generator.rollout(step.n_samples, self._target[0], step.rng, context=step.context)
         step.ledger.merge(trajectory.ledger)
-        log_w, keep = trajectory.log_weights, trajectory.finite
+        # rows without an image under the flow have no density; those without energy have one, which should fall
+        mapped = torch.isfinite(sum(trajectory.log_ratios, trajectory.base_energy)) & ~trajectory.failed
+        mapped = mapped | ~mapped.any()  # if there are none, the loss is NaN and the step is left out
+        end, log_w = trajectory.end.index(mapped), trajectory.log_weights[mapped]
+        log_q, finite = finite_log_prob(self.generator, State(end.fields, end.spaces), step.context)
         coefficient, truncated = self._coefficient(log_w)
-        log_q = self.generator.log_prob(State(trajectory.end.fields, trajectory.end.spaces), context=step.context)
-        loss = -masked_mean(coefficient * log_q, keep & log_q.detach().isfinite())
-        ess = torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)) / len(log_w)
+        loss = -(coefficient[finite] * log_q).mean() if bool(finite.any()) else log_q.mean()
         return loss, {
-            "ess_fraction": ess,
-            "elbo": masked_mean(log_w, keep),
+            "ess_fraction": ess_fraction(trajectory.log_weights),
+            "elbo": masked_mean(log_w, torch.isfinite(log_w)),
             "truncated_weight": truncated,
-            "n_masked": (~keep).sum(),
+            "n_masked": len(mapped) - finite.sum(),
         }
 
     def _coefficient(self, log_w: Float64[Tensor, " batch"]) -> tuple[Tensor, Tensor]:
         w = torch.softmax(log_w, 0) * len(log_w)
         kept = w.clamp(max=self.max_weight)
-        deviation = (log_w - log_w.median()).clamp(min=-self.max_deviation)
+        median = torch.where(torch.isfinite(log_w), log_w, torch.nan).nanmedian()
+        deviation = (log_w - median).clamp(min=-self.max_deviation)
         forward, reverse = kept - kept.mean(), deviation - deviation.mean()
         return self.forward_weight * forward + self.reverse_weight * reverse, 1.0 - kept.mean()
