@@ -53,6 +53,9 @@ class ObjectiveConfig(_Section):
         1e3, gt=0, description="Reverse KL: energies more than this (kT) above the base level grow logarithmically."
     )
     energy_base: float = Field(0.0, description="Reverse KL: base level of energy_cut, in kT.")
+    coverage: float = Field(
+        0.0, ge=0, description="Weight of the likelihood of data of which the model has too little."
+    )
     self_forward_kl: float = Field(0.0, ge=0, description="Weight of KL(p‖q) from the model's own weighted samples.")
     self_reverse_kl: float = Field(0.0, ge=0, description="Weight of KL(q‖p) from the model's own weighted samples.")
     data: str | None = Field(None, description="Ensemble file with training frames; None = what ships with the system.")

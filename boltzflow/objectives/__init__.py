@@ -1,6 +1,7 @@
 """Objectives: loss modules over (generator, target or data). Whatever they got wrong, the weights correct."""
 
 from boltzflow.objectives.build import build_objective
+from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.likelihood import MaximumLikelihood
 from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective, Step
@@ -8,6 +9,7 @@ from boltzflow.objectives.reverse_kl import ReverseKL, compress_energy
 from boltzflow.objectives.self_weighted import SelfWeightedKL
 
 __all__ = [
+    "CoverageLikelihood",
     "MaximumLikelihood",
     "Mixture",
     "Objective",

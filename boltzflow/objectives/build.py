@@ -2,6 +2,7 @@
 
 from boltzflow.generators.generator import Generator
 from boltzflow.io.config import ObjectiveConfig
+from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.likelihood import MaximumLikelihood
 from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective
@@ -26,6 +27,8 @@ def build_objective(generator: Generator, target: Target, config: ObjectiveConfi
     terms: list[tuple[float, Objective]] = []
     if config.likelihood > 0:
         terms.append((config.likelihood, MaximumLikelihood(generator)))
+    if config.coverage > 0:
+        terms.append((config.coverage, CoverageLikelihood(generator, target)))
     if config.reverse_kl > 0:
         reverse = ReverseKL(
             generator,
@@ -40,7 +43,7 @@ def build_objective(generator: Generator, target: Target, config: ObjectiveConfi
         terms.append((1.0, own))
     if not terms:
         raise ValueError(
-            "objective: every weight is 0; set objective.likelihood, reverse_kl, self_forward_kl or self_reverse_kl "
+            "objective: every weight is 0; set objective.likelihood, coverage, reverse_kl, self_forward_kl or self_reverse_kl "
             "above 0."
         )
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Mixture(terms)
