@@ -43,7 +43,7 @@ def build_objective(generator: Generator, target: Target, config: ObjectiveConfi
         terms.append((1.0, own))
     if not terms:
         raise ValueError(
-            "objective: every weight is 0; set objective.likelihood, coverage, reverse_kl, self_forward_kl or self_reverse_kl "
-            "above 0."
+            "objective: every weight is 0; set objective.likelihood, coverage, reverse_kl, self_forward_kl or "
+            "self_reverse_kl above 0."
         )
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Mixture(terms)

@@ -20,7 +20,6 @@ class Step:
     Attributes:
         rng: Random stream of the step.
         data: Rows of the training data, for objectives that read them.
-        data_energies: Reduced energies of those rows, (batch,) float64.
         n_samples: Model samples to draw, for objectives that sample.
         context: Passed on to Targets and Transitions.
         ledger: Where target evaluations are counted.
@@ -28,7 +27,6 @@ class Step:
 
     rng: torch.Generator
     data: State | None = None
-    data_energies: Tensor | None = None
     n_samples: int = 0
     context: Context | None = None
     ledger: Ledger = field(default_factory=Ledger)
