@@ -12,11 +12,11 @@ __all__ = ["CoverageLikelihood"]
 
 
 class CoverageLikelihood(Objective):
-    """−E_data[c log q], c = min((w − 1)₊, max_weight) with w = p(x)/q(x): the share of data that is under-represented.
+    """−E_data[c log q], c = min((w − tolerance)₊, max_weight) with w = p(x)/q(x): what the model has too little of.
 
     E_p[w] is the inverse of the sampling efficiency, and −E_p[w ∇log q] its gradient, that of the χ² divergence
-    (Midgley et al. 2023, eq. 3, with α = 2). Data that the model covers (w ≤ 1) would only add noise to it: they are
-    left to other terms. A basin of probability 10⁻³ that the model holds too thin weighs next to nothing in the
+    (Midgley et al. 2023, eq. 3, with α = 2). Data that the model covers would only add noise to it: where w is below
+    the tolerance they are left to other terms. A basin of probability 10⁻³ that the model holds too thin weighs next to nothing in the
     likelihood and in the reverse KL divergence; here it weighs as much as it spoils the weights.
 
     Coefficients are found for the whole batch without gradients, with Z from E_p[1/w] = 1; then `n_selected` rows are
@@ -25,6 +25,7 @@ class CoverageLikelihood(Objective):
     Args:
         generator: What is trained; bijective.
         target: Whose energy gives w; kept out of the module tree.
+        tolerance: w from which on a row counts.
         max_weight: Largest coefficient.
         selected_fraction: Rows with a gradient, as a fraction of the batch.
 
@@ -35,13 +36,19 @@ class CoverageLikelihood(Objective):
     needs_data = True
 
     def __init__(
-        self, generator: Generator, target: Target, *, max_weight: float = 30.0, selected_fraction: float = 0.125
+        self,
+        generator: Generator,
+        target: Target,
+        *,
+        tolerance: float = 2.0,
+        max_weight: float = 30.0,
+        selected_fraction: float = 0.125,
     ) -> None:
         super().__init__(generator)
         if not generator.is_bijective:
             raise TypeError("CoverageLikelihood: needs a Generator of Bijections, whose density is known.")
         self._target = (target,)
-        self.max_weight = max_weight
+        self.tolerance, self.max_weight = tolerance, max_weight
         self.selected_fraction = selected_fraction
 
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -70,5 +77,5 @@ class CoverageLikelihood(Objective):
         log_n = finite.sum().clamp(min=1).double().log()
         log_z = log_n - torch.logsumexp(torch.where(finite, -log_w, -torch.inf), 0)
         log_w = torch.where(finite, log_w - log_z, -torch.inf)
-        coefficient = (log_w.exp() - 1.0).clamp(0.0, self.max_weight)
+        coefficient = (log_w.exp() - self.tolerance).clamp(0.0, self.max_weight)
         return coefficient, torch.exp(log_n - torch.logsumexp(log_w, 0))
