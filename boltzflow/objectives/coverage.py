@@ -16,8 +16,8 @@ class CoverageLikelihood(Objective):
 
     E_p[w] is the inverse of the sampling efficiency, and −E_p[w ∇log q] its gradient, that of the χ² divergence
     (Midgley et al. 2023, eq. 3, with α = 2). Data that the model covers would only add noise to it: where w is below
-    the tolerance they are left to other terms. A basin of probability 10⁻³ that the model holds too thin weighs next to nothing in the
-    likelihood and in the reverse KL divergence; here it weighs as much as it spoils the weights.
+    the tolerance they are left to other terms. A basin of probability 10⁻³ that the model holds too thin weighs next to
+    nothing in the likelihood and in the reverse KL divergence; here it weighs as much as it spoils the weights.
 
     Coefficients are found for the whole batch without gradients, with Z from E_p[1/w] = 1; then `n_selected` rows are
     drawn in proportion to them. Energies of the data are evaluated, and counted.
