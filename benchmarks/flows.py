@@ -25,7 +25,7 @@ from torch import Tensor
 from boltzflow.networks import MLP
 from boltzflow.run import Run, make_rng
 from boltzflow.state import Space, State
-from boltzflow.transitions import spline_kernels
+from boltzflow.transitions import compiled
 from boltzflow.transitions.coupling import SplineCoupling, alternating_masks
 
 DIMS, COUPLINGS, HIDDEN, BINS, BOUND = 60, 8, (128, 128), 8, 5.0
@@ -234,9 +234,9 @@ def eagerly(run: Callable[[], None]) -> Callable[[], None]:
     """The same without compiled kernels."""
 
     def call() -> None:
-        spline_kernels._compiler.off, before = True, spline_kernels._compiler.off
+        compiled.compiler.off, before = True, compiled.compiler.off
         run()
-        spline_kernels._compiler.off = before
+        compiled.compiler.off = before
 
     return call
 

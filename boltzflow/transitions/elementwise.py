@@ -7,8 +7,8 @@ import torch
 from boltzflow._typing import Float64, Tensor
 from boltzflow.run import Run
 from boltzflow.state import State
-from boltzflow.transitions.spline_kernels import n_spline_parameters, positive
-from boltzflow.transitions.splines import from_unit, kind_masks, rq_bin, rq_bin_inverse, to_unit, wrap_unit
+from boltzflow.transitions.spline_kernels import lookup_spline, n_spline_parameters, positive
+from boltzflow.transitions.splines import kind_masks
 from boltzflow.transitions.transition import Bijection
 
 __all__ = ["ElementwiseSpline"]
@@ -28,6 +28,7 @@ class ElementwiseSpline(Bijection):
         period: Period of the circles.
         min_bin: Smallest width and height of a bin, as a fraction of the domain.
         min_derivative: Smallest derivative at a knot.
+        fused: Compiled kernels with closed-form gradients; False uses plain eager operations, for torch.func.
 
     References:
         Neural Spline Flows (Durkan et al., 2019), https://arxiv.org/abs/1906.04032
@@ -43,12 +44,13 @@ class ElementwiseSpline(Bijection):
         period: float = 2.0 * torch.pi,
         min_bin: float = 1e-3,
         min_derivative: float = 1e-3,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if bins * min_bin >= 1.0:
             raise ValueError(f"ElementwiseSpline: expected bins·min_bin < 1, got {bins} bins with min_bin={min_bin}.")
         self.field, self.bins, self.bound, self.period = field, bins, bound, period
-        self.min_bin, self.min_derivative = min_bin, min_derivative
+        self.min_bin, self.min_derivative, self.fused = min_bin, min_derivative, fused
         for name, mask in kind_masks(kinds).items():
             self.register_buffer(name, mask)
         self.raw = torch.nn.Parameter(torch.zeros(len(kinds), n_spline_parameters(bins)))
@@ -75,17 +77,18 @@ class ElementwiseSpline(Bijection):
 
     def _apply_spline(self, state: State, *, inverse: bool) -> tuple[State, Float64[Tensor, " batch"]]:
         rows = state[self.field].t().contiguous()
-        domain = (self.line, self.circle, self.bound, self.period)
         turn = torch.where(self.circle, self.raw[:, -1:], 0.0) / (2.0 * torch.pi)
-        u, inside = to_unit(rows - turn * self.period if inverse else rows, *domain)
-        knots = self._knots()
-        index = torch.searchsorted(knots[inverse][:, 1:-1].detach().contiguous(), u.detach(), right=True)
-        left, bottom, d0 = (values.gather(1, index) for values in knots)
-        right, top, d1 = (values.gather(1, index + 1) for values in knots)
-        v, log_derivative = (rq_bin_inverse if inverse else rq_bin)(u, left, right, bottom, top, d0, d1)
-        if not inverse:
-            v = torch.where(self.circle, wrap_unit(v + turn), v)
-        y, log_derivative = from_unit(v, log_derivative, rows, inside, *domain)
+        y, log_derivative = lookup_spline(
+            rows,
+            self._knots(),
+            turn,
+            self.line,
+            self.circle,
+            inverse=inverse,
+            bound=self.bound,
+            period=self.period,
+            fused=self.fused,
+        )
         return state.replace(**{self.field: y.t()}), log_derivative.sum(0, dtype=torch.float64)
 
     def extra_repr(self) -> str:

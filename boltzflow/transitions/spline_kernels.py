@@ -1,22 +1,19 @@
 """Conditioned splines from raw network outputs: one fused kernel forward, one backward, compiled where possible."""
 
 import functools
-import logging
 import math
-import os
-import warnings
-from collections.abc import Callable
 from typing import no_type_check
 
 import torch
 
 from boltzflow._typing import Bool, Float, Tensor
+from boltzflow.transitions.compiled import attempt, compiler, run_elementwise
 from boltzflow.transitions.splines import from_unit, rq_bin, rq_bin_inverse, select_bin, to_unit, unit_scale, wrap_unit
 
-__all__ = ["conditioned_spline", "n_spline_parameters", "positive"]
+__all__ = ["conditioned_spline", "lookup_spline", "n_spline_parameters", "positive"]
 
-_logger = logging.getLogger(__name__)
 _TURN = 1.0 / (2.0 * math.pi)
+_compiler = compiler  # its switch under the name by which callers know it here
 
 
 def n_spline_parameters(bins: int) -> int:
@@ -77,10 +74,86 @@ def conditioned_spline(
     return _forward_kernel(raw, x, line, circle, *constants)
 
 
+def _differentiable(ctx, outputs: tuple, inputs: tuple, grads: tuple) -> list[Tensor | None]:
+    """Gradients with a graph of their own, for those of the first inputs that need them."""
+    needed = ctx.needs_input_grad[: len(inputs)]
+    wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, materialize_grads=True))
+    return [next(found) if need else None for need in needed]
+
+
+def lookup_spline(
+    x: Float[Tensor, "dims batch"],
+    knots: tuple[Float[Tensor, "dims knots"], Float[Tensor, "dims knots"], Float[Tensor, "dims knots"]],
+    turn: Float[Tensor, "dims 1"],
+    line: Bool[Tensor, "dims 1"],
+    circle: Bool[Tensor, "dims 1"],
+    *,
+    inverse: bool = False,
+    bound: float = 5.0,
+    period: float = 2.0 * math.pi,
+    fused: bool = True,
+) -> tuple[Float[Tensor, "dims batch"], Float[Tensor, "dims batch"]]:
+    """Splines of many points with the same knots: looked up, where `conditioned_spline` works them out for every point.
+
+    Args:
+        x: Points, batch innermost.
+        knots: Abscissae, ordinates (both from 0 to 1) and derivatives at the knots of each coordinate.
+        turn: Rotation of the circles after the spline, in turns; zero elsewhere.
+        line: Which coordinates are lines.
+        circle: Which are circles; neither means interval.
+        inverse: Map y to x.
+        bound: Half-length of the part of a line that is bent.
+        period: Length of a circle.
+        fused: See `conditioned_spline`.
+
+    Returns:
+        Image and log-derivative of the direction that was asked for, elementwise.
+    """
+    if inverse:
+        x, turn = x - turn * period, torch.zeros_like(turn)
+    inner = knots[1 if inverse else 0][:, 1:-1].t()[..., None].detach().contiguous()
+    located = [x.detach(), inner, line, circle]
+    index = attempt(_locate_kernel, (bound, period), located) if fused and len(inner) > 1 else None
+    if index is None:
+        index = _locate_kernel(*located, bound, period)
+    table = torch.stack([side for column in knots for side in (column[:, :-1], column[:, 1:])])
+    if fused:
+        return _Lookup.apply(x, table, turn, line, circle, index, (bound, period, inverse))
+    edges = table.gather(2, index.expand(6, *index.shape))
+    return _bin_kernel(edges, x, turn, line, circle, bound, period, inverse)
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, table, turn, line, circle, index, constants):
+        edges = table.gather(2, index.expand(6, *index.shape))
+        y, log_derivative = run_elementwise(_bin_kernel, constants, edges, x, turn, line, circle)
+        ctx.save_for_backward(x, y if constants[-1] else x, table, turn, line, circle, index)
+        ctx.constants = constants
+        return y, log_derivative
+
+    @staticmethod
+    def backward(ctx, grad_y, grad_log):
+        x, point, table, turn, line, circle, index = ctx.saved_tensors
+        index = index.expand(6, *index.shape)
+        edges = table.gather(2, index)
+        if not torch.is_grad_enabled():
+            grad_x, rows = run_elementwise(
+                _bin_backward_kernel, ctx.constants, edges, point, line, circle, grad_y, grad_log
+            )
+            grad_table = torch.zeros_like(table).scatter_add_(2, index, rows[:6])
+            grad_turn = rows[6].sum(-1, keepdim=True)
+        else:  # create_graph: see _Spline
+            outputs = _bin_kernel(edges, x, turn, line, circle, *ctx.constants)
+            grad_x, grad_table, grad_turn = _differentiable(ctx, outputs, (x, table, turn), (grad_y, grad_log))
+        return grad_x, grad_table, grad_turn, None, None, None, None
+
+
 class _Spline(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, raw, line, circle, constants):
-        y, log_derivative = _run(_forward_kernel, constants, raw, x, line, circle)
+        y, log_derivative = run_elementwise(_forward_kernel, constants, raw, x, line, circle)
         ctx.save_for_backward(x, y if constants[-1] else x, raw, line, circle)
         ctx.constants = constants
         return y, log_derivative
@@ -89,69 +162,11 @@ class _Spline(torch.autograd.Function):
     def backward(ctx, grad_y, grad_log):
         x, point, raw, *kinds = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            grad_x, grad_raw = _run(_backward_kernel, ctx.constants, raw, point, *kinds, grad_y, grad_log)
+            grad_x, grad_raw = run_elementwise(_backward_kernel, ctx.constants, raw, point, *kinds, grad_y, grad_log)
         else:  # create_graph: differentiate the eager operations, which carry second derivatives
             outputs = _forward_kernel(raw, x, *kinds, *ctx.constants)
-            wanted = [t for t, needed in zip((x, raw), ctx.needs_input_grad, strict=False) if needed]
-            grads = iter(torch.autograd.grad(outputs, wanted, (grad_y, grad_log), create_graph=True))
-            grad_x, grad_raw = (next(grads) if needed else None for needed in ctx.needs_input_grad[:2])
+            grad_x, grad_raw = _differentiable(ctx, outputs, (x, raw), (grad_y, grad_log))
         return grad_x, grad_raw, None, None, None
-
-
-def _run(kernel: Callable, constants: tuple, raw: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    if _compiler.off or raw[0].numel() < 2:
-        return kernel(raw, *tensors, *constants)
-    shape = raw.shape[1:]
-    # One flat axis: with kinds broadcast over the batch inductor makes several loops with temporaries between them,
-    # six times slower. `.data`: a detached tensor is still a view of its origin, whose history dynamo would look at
-    # and guard on.
-    flat = [tensor.data.expand(shape).reshape(-1) for tensor in tensors]
-    try:
-        compiled = _compiler.get(kernel, constants, raw.dtype, raw.device.type, torch.is_inference_mode_enabled())
-        first, second = compiled(raw.data.flatten(1), *flat)
-    except Exception as error:  # whatever a tool chain raises: no compiler, no headers, no disk
-        result = kernel(raw, *tensors, *constants)
-        _compiler.off = True
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        _logger.warning("Splines run uncompiled (same numbers, slower): %s", reason)
-        return result
-    return first.view(shape), second.view(*second.shape[:-1], *shape)
-
-
-class _Compiler:
-    """Compiled kernels of this process, one per variant; the environment's BOLTZFLOW_COMPILE=0 turns them off."""
-
-    def __init__(self) -> None:
-        self.off = os.environ.get("BOLTZFLOW_COMPILE") == "0"
-        self.get = functools.cache(_Variant)
-
-
-class _Variant:
-    """One kernel, compiled at its first call for one set of constants, dtype and device, and for any length."""
-
-    def __init__(self, kernel: Callable, constants: tuple, *variant: object) -> None:
-        @no_type_check
-        def specialised(*tensors):
-            return kernel(*tensors, *constants)
-
-        # dynamo counts recompilations per code object and gives up after a few: every variant gets its own
-        specialised.__code__ = specialised.__code__.replace(
-            co_name=kernel.__name__ + "".join(f"_{v}" for v in variant).replace(".", "_")
-        )
-        self.compiled = torch.compile(specialised, dynamic=True, fullgraph=True, options={"max_fusion_size": 100_000})
-        self.ready = False
-
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        if self.ready:
-            return self.compiled(*tensors)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's own, which must not become errors under -W error
-            result = self.compiled(*tensors)
-        self.ready = True
-        return result
-
-
-_compiler = _Compiler()
 
 
 @no_type_check
@@ -211,6 +226,27 @@ def _backward_kernel(raw, point, line, circle, grad_y, grad_log, bins, min_bin, 
     edges, index, x_probabilities, y_probabilities = _bins(
         u, raw, line, circle, bins, min_bin, min_derivative, inverse=False
     )
+    grad_x, in_x, in_y, g_d0, g_d1 = _pull_back(
+        u, inside, edges, grad_y, grad_log, line, circle, bound, period, inverse
+    )
+    left, right, bottom, top, d0, d1 = edges
+    g_d0 = g_d0 * (1.0 - torch.exp(min_derivative - d0))
+    g_d1 = g_d1 * (1.0 - torch.exp(min_derivative - d1))
+
+    rows = _softmax_gradient(x_probabilities, index, *in_x, left, right - left, min_bin)
+    rows += _softmax_gradient(y_probabilities, index, *in_y, bottom, top - bottom, min_bin)
+    zero = torch.zeros_like(u)
+    at_knot = [
+        torch.where(index == float(k), g_d0, torch.where(index == float(k - 1), g_d1, zero)) for k in range(bins + 1)
+    ]
+    at_knot[0] = torch.where(line, zero, at_knot[0] + torch.where(circle, at_knot[bins], zero))
+    at_knot[bins] = torch.where(line, zero, torch.where(circle, in_y[0] * _TURN, at_knot[bins]))
+    return grad_x, torch.stack(rows + at_knot)
+
+
+@no_type_check
+def _pull_back(u, inside, edges, grad_y, grad_log, line, circle, bound, period, inverse):
+    """Gradients with respect to x, (start, size) of the bin in x and in y, and the derivatives at its ends."""
     left, right, bottom, top, d0, d1 = edges
     width, height = right - left, top - bottom
     s = height / width
@@ -247,18 +283,7 @@ def _backward_kernel(raw, point, line, circle, grad_y, grad_log, bins, min_bin, 
     ) / width
     g_d0 = (g_ratio * p * (1.0 - ratio) - 2.0 * g_log * p) * inv_den + g_log * eta * eta * inv_slope
     g_d1 = (-g_ratio * ratio * p - 2.0 * g_log * p) * inv_den + g_log * xi * xi * inv_slope
-    g_d0 = g_d0 * (1.0 - torch.exp(min_derivative - d0))
-    g_d1 = g_d1 * (1.0 - torch.exp(min_derivative - d1))
-
-    rows = _softmax_gradient(x_probabilities, index, -g_xi, -g_xi * xi - g_s * s, left, width, min_bin)
-    rows += _softmax_gradient(y_probabilities, index, g_value, g_value * ratio + g_s, bottom, height, min_bin)
-    zero = torch.zeros_like(u)
-    at_knot = [
-        torch.where(index == float(k), g_d0, torch.where(index == float(k - 1), g_d1, zero)) for k in range(bins + 1)
-    ]
-    at_knot[0] = torch.where(line, zero, at_knot[0] + torch.where(circle, at_knot[bins], zero))
-    at_knot[bins] = torch.where(line, zero, torch.where(circle, g_value * _TURN, at_knot[bins]))
-    return grad_x, torch.stack(rows + at_knot)
+    return grad_x, (-g_xi, -g_xi * xi - g_s * s), (g_value, g_value * ratio + g_s), g_d0, g_d1
 
 
 @no_type_check
@@ -274,3 +299,30 @@ def _softmax_gradient(probabilities, index, g_start, g_size, start, size, minimu
         )
         for k, p in enumerate(probabilities)
     ]
+
+
+@no_type_check
+def _locate_kernel(x, inner, line, circle, bound, period):
+    u, _ = to_unit(x, line, circle, bound, period)
+    # counted in the dtype of u: converting every comparison to an integer is slower
+    return (u >= inner).to(u.dtype).sum(0).long()
+
+
+@no_type_check
+def _bin_kernel(edges, x, turn, line, circle, bound, period, inverse):
+    u, inside = to_unit(x, line, circle, bound, period)
+    v, log_derivative = (rq_bin_inverse if inverse else rq_bin)(u, *[edges[k] for k in range(6)])
+    if not inverse:
+        v = torch.where(circle, wrap_unit(v + turn), v)
+    return from_unit(v, log_derivative, x, inside, line, circle, bound, period)
+
+
+@no_type_check
+def _bin_backward_kernel(edges, point, line, circle, grad_y, grad_log, bound, period, inverse):
+    u, inside = to_unit(point, line, circle, bound, period)
+    edges = [edges[k] for k in range(6)]
+    grad_x, in_x, in_y, g_d0, g_d1 = _pull_back(
+        u, inside, edges, grad_y, grad_log, line, circle, bound, period, inverse
+    )
+    sides = [side for start, size in (in_x, in_y) for side in (start - size, size)]
+    return grad_x, torch.stack([*sides, g_d0, g_d1, in_y[0]])

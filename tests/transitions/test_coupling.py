@@ -5,7 +5,7 @@ import torch
 
 from boltzflow.run import Run, make_rng
 from boltzflow.state import Space, State
-from boltzflow.transitions import spline_kernels
+from boltzflow.transitions import compiled
 from boltzflow.transitions.affine import Affine, AffineCoupling
 from boltzflow.transitions.coupling import SplineCoupling, alternating_masks
 from boltzflow.transitions.elementwise import ElementwiseSpline
@@ -17,7 +17,7 @@ MASK = torch.tensor([True, False, True, False, True, False, True])
 
 @pytest.fixture(autouse=True)
 def eager(monkeypatch):
-    monkeypatch.setattr(spline_kernels._compiler, "off", True)
+    monkeypatch.setattr(compiled.compiler, "off", True)
 
 
 @pytest.fixture
@@ -52,6 +52,8 @@ ZOO = {
     "spline, context": (lambda: SplineCoupling(MIXED, MASK, context={"beta": 2}, hidden=(16,)), MIXED),
     "spline, plain operations": (lambda: SplineCoupling(MIXED, MASK, fused=False), MIXED),
     "elementwise": (lambda: ElementwiseSpline(MIXED, bins=12), MIXED),
+    "elementwise, one bin": (lambda: ElementwiseSpline(MIXED, bins=1), MIXED),
+    "elementwise, plain operations": (lambda: ElementwiseSpline(MIXED, bins=5, fused=False), MIXED),
     "affine coupling": (
         lambda: AffineCoupling(["line", "circle", "line"], torch.tensor([True, False, True])),
         ["line", "circle", "line"],
@@ -170,25 +172,57 @@ def test_context_matters_and_its_absence_raises(run):
         coupling(state, Run(run.rng))
 
 
-def test_second_derivatives(run):
-    coupling, state = perturbed(SplineCoupling(MIXED, MASK)), state_of(MIXED, 3)
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("make", [lambda: SplineCoupling(MIXED, MASK), lambda: ElementwiseSpline(MIXED, bins=4)])
+def test_second_derivatives(make, run, direction):
+    bijection, state = perturbed(make()), state_of(MIXED, 2)
     q = state["q"].requires_grad_()
 
     def f(q):
-        y, r = coupling(state.replace(q=q), run)
-        return torch.cat([y["q"].flatten(), r])
+        y, r = getattr(bijection, direction)(state.replace(q=q), run)
+        return torch.cat([torch.sin(y["q"]).flatten(), r])
 
     assert torch.autograd.gradgradcheck(f, q)
+    # gradients of a gradient penalty reach the parameters, and are those of plain operations
+    results = []
+    for fused in (True, False):
+        bijection.fused = fused
+        (slope,) = torch.autograd.grad(f(q).sum(), q, create_graph=True)
+        results.append(torch.autograd.grad(slope.square().sum(), list(bijection.parameters())))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
-def test_torch_func_transforms_work_on_plain_operations(run):
-    coupling, state = perturbed(SplineCoupling(MIXED, MASK, fused=False)), state_of(MIXED, 3)
+@pytest.mark.parametrize(
+    "make", [lambda: SplineCoupling(MIXED, MASK, fused=False), lambda: ElementwiseSpline(MIXED, fused=False)]
+)
+def test_torch_func_transforms_work_on_plain_operations(make, run):
+    bijection, state = perturbed(make()), state_of(MIXED, 3)
 
     def f(q):
-        return coupling(State({"q": q[None]}, state.spaces), run)[0]["q"][0]
+        return bijection(State({"q": q[None]}, state.spaces), run)[0]["q"][0]
 
     jacobian = torch.func.vmap(torch.func.jacfwd(f))(state["q"])
-    torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, coupling(state, run)[1], rtol=0, atol=1e-10)
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, bijection(state, run)[1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["circle", "interval", "line"])
+def test_compiled_elementwise_equals_eager(kind, run, monkeypatch):
+    bijection = perturbed(ElementwiseSpline([kind] * 3, bins=3))
+    results = []
+    for off in (True, False):
+        monkeypatch.setattr(compiled.compiler, "off", off)
+        for direction, n in (("forward", 7), ("reverse", 64)):
+            bijection.zero_grad()
+            state = state_of([kind] * 3, n)
+            q = state["q"].requires_grad_()
+            y, r = getattr(bijection, direction)(state.replace(q=q), run)
+            (torch.sin(y["q"]).sum() + r.sum()).backward()
+            results.append((y["q"], r, q.grad, bijection.raw.grad))
+    assert not compiled.compiler.off
+    for before, after in zip(results[:2], results[2:], strict=True):
+        for a, b in zip(before, after, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 def test_points_outside_an_interval_become_nan_and_lines_pass(run):

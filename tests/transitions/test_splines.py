@@ -6,7 +6,7 @@ import pytest
 import torch
 import zuko
 
-from boltzflow.transitions import spline_kernels
+from boltzflow.transitions import compiled
 from boltzflow.transitions.spline_kernels import conditioned_spline, n_spline_parameters
 from boltzflow.transitions.splines import rq_spline, rq_spline_circle, rq_spline_line, wrap_unit
 
@@ -36,7 +36,7 @@ def mixed(d, n, *, bins=4, seed=0, dtype=torch.float64, spread=1.0):
 
 @pytest.fixture
 def eager(monkeypatch):
-    monkeypatch.setattr(spline_kernels._compiler, "off", True)
+    monkeypatch.setattr(compiled.compiler, "off", True)
 
 
 def test_equals_zuko():
@@ -206,13 +206,13 @@ def test_compiled_equals_eager_for_any_batch(monkeypatch):
             x, raw, line, circle = mixed(3, n, bins=2)
             results = []
             for off in (True, False):
-                monkeypatch.setattr(spline_kernels._compiler, "off", off)
+                monkeypatch.setattr(compiled.compiler, "off", off)
                 leaf = [x.clone().requires_grad_(), raw.clone().requires_grad_()]
                 y, log_derivative = conditioned_spline(*leaf, line, circle, inverse=inverse)
                 results.append(
                     (y, log_derivative, *torch.autograd.grad((y * torch.cos(y)).sum() + log_derivative.sum(), leaf))
                 )
-            assert not spline_kernels._compiler.off, "the compiled kernels were given up"
+            assert not compiled.compiler.off, "the compiled kernels were given up"
             for a, b in zip(*results, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
     # forward and backward in both directions: one graph each, whatever the batch
@@ -240,4 +240,4 @@ print("kept", torch.allclose(y, torch.full((2, 5), 0.3)))
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert "kept True" in done.stdout, done.stderr
-    assert done.stderr.count("Splines run uncompiled") == 1
+    assert done.stderr.count("Kernels run uncompiled") == 1
