@@ -1,5 +1,6 @@
 """Runs from a configuration: what the command line does, callable from Python."""
 
+import hashlib
 import json
 import logging
 import sys
@@ -17,7 +18,7 @@ from boltzflow.errors import CheckpointMismatchError, NonFiniteEnergyError
 from boltzflow.generators.families import build_generator
 from boltzflow.generators.generator import Generator
 from boltzflow.io.atomic import atomic_path
-from boltzflow.io.checkpoint import load_checkpoint, save_checkpoint
+from boltzflow.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from boltzflow.io.config import RunConfig
 from boltzflow.objectives import build_objective
 from boltzflow.run import Ledger, make_rng, new_seed
@@ -53,8 +54,9 @@ def training_data(
     if np.ptp(ensemble.log_weights) > 0:
         logger.info("training data: resampled to equal weights, %.0f effective of %d", ensemble.ess(), len(ensemble))
         ensemble = ensemble.resample(len(ensemble), seed=0)
-    state = ensemble.to_state(device=device, dtype=dtype)
-    positions = state["positions"]
+    # the sector may have moved to a device together with the Target
+    where = next(system.sector.buffers()).device
+    positions = ensemble.to_state(device=where, dtype=dtype)["positions"]
     if positions.shape[1] != system.n_atoms:
         raise CheckpointMismatchError(
             f"training data: expected {system.n_atoms} atoms of {system.name}, got {positions.shape[1]}; "
@@ -73,7 +75,7 @@ def training_data(
         int(n_relabelled),
         int((~inside).sum()),
     )
-    return State({"positions": positions[inside]}, system.target.fields)
+    return State({"positions": positions[inside].to(device)}, system.target.fields)
 
 
 def train(
@@ -112,24 +114,29 @@ def train(
     generator = build_generator(system, config.generator, dtype=dtype, device=settings.device)
     target = system.target.to(settings.device)
     objective = build_objective(generator, target, config.objective)
-    data = None
+    data, digest = None, None
     if objective.needs_data:
         ensemble = Ensemble.load(config.objective.data) if config.objective.data else system.reference()
         if ensemble is not None:
             data = training_data(ensemble, system, dtype=dtype, device=settings.device)
+            digest = hashlib.sha256(ensemble.samples["positions"].tobytes()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     metrics = folder / "metrics.jsonl"
+    continues = resume and checkpoint_file.exists()
+    earlier = None if continues or initial is None else _earlier_stage(initial, system, config)
+    if earlier is not None:
+        earlier.load_into(generator)
     trainer = Trainer(objective, settings, data=data, metrics=metrics)
-    if resume and checkpoint_file.exists():
-        _restore(trainer, checkpoint_file, system, config)
+    if continues:
+        _restore(trainer, checkpoint_file, system, config, digest)
     else:
-        # what a model cost counts from the first evaluation: the data that it learns from, and earlier stages
-        if data is not None:
-            trainer.ledger.merge(Ledger.from_dict(ensemble.provenance.ledger))
-        if initial is not None:
-            earlier = load_checkpoint(initial, system)
-            earlier.load_into(generator)
+        # what a model cost counts from the first evaluation: earlier stages, and data that they have not counted yet
+        if earlier is not None:
             trainer.ledger.merge(Ledger.from_dict(earlier.cost.get("ledger", {})))
+            trainer.data_digests.extend(earlier.cost.get("data", ()))
+        if digest is not None and digest not in trainer.data_digests:
+            trainer.ledger.merge(Ledger.from_dict(ensemble.provenance.ledger))
+            trainer.data_digests.append(digest)
         with atomic_path(folder / "run.json") as temporary:
             Path(temporary).write_text(config.model_dump_json(indent=2), encoding="utf-8")
 
@@ -151,7 +158,16 @@ def train(
     return generator.eval()
 
 
-def _restore(trainer: Trainer, path: Path, system: System, config: RunConfig) -> None:
+def _earlier_stage(path: str | Path, system: System, config: RunConfig) -> Checkpoint:
+    earlier = load_checkpoint(path, system)
+    mine, theirs = config.generator.model_dump(), earlier.config.generator.model_dump()
+    if mine != theirs:
+        changed = ", ".join(f"{k}: {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs[k])
+        raise CheckpointMismatchError(f"{path}: is of another generator ({changed}); give both runs the same one.")
+    return earlier
+
+
+def _restore(trainer: Trainer, path: Path, system: System, config: RunConfig, digest: str | None) -> None:
     checkpoint = load_checkpoint(path, system)
     # More steps may be asked for than the run had; everything else must be the same to give the unbroken run's result.
     mine, theirs = (
@@ -170,6 +186,10 @@ def _restore(trainer: Trainer, path: Path, system: System, config: RunConfig) ->
         )
     checkpoint.load_into(trainer.objective.generator, averaged=False)
     trainer.load_state(TrainingState(**checkpoint.training))
+    if digest is not None and trainer.data_digests and digest not in trainer.data_digests:
+        raise CheckpointMismatchError(
+            f"{path}: was trained on other data. Resume with the same, or start a new folder from it with --initial."
+        )
 
 
 def _drop_lines_after(metrics: Path, step: int) -> None:
@@ -269,11 +289,10 @@ def path_log_weights(
         log w of every row, (n,), for `boltzflow.analysis.compare` and `summary`.
     """
     seed = new_seed() if seed is None else seed
-    parameter = next(generator.parameters())
-    rows = samples.to_state(device=parameter.device, dtype=parameter.dtype)
+    rows = samples.to_state(device=generator.device, dtype=generator.dtype)
     found = []
     for batch, first in enumerate(range(0, len(samples), batch_size)):
-        rng = make_rng(seed, batch, device=parameter.device)
+        rng = make_rng(seed, batch, device=generator.device)
         trajectory = generator.trace_back(rows.index(slice(first, first + batch_size)), target, rng)
         found.append(trajectory.log_weights.cpu())
     return torch.cat(found)

@@ -20,7 +20,7 @@ __all__ = ["Checkpoint", "Identity", "load_checkpoint", "save_checkpoint", "stri
 
 FORMAT = "boltzflow-checkpoint"
 VERSION = 1
-_COST = ("step", "seed", "seconds", "ledger")
+_COST = ("step", "seed", "seconds", "ledger", "data")
 
 
 @runtime_checkable
@@ -46,7 +46,8 @@ class Checkpoint:
         parameters: State dict of the Generator.
         averaged: Moving average of the parameters by name; empty if none was kept.
         training: Plain state from which a run continues; None if it was stripped.
-        cost: step, seed, seconds and ledger of the training, which also a stripped checkpoint has.
+        cost: step, seed, seconds and ledger of the training and the digests of its data, which also a stripped
+            checkpoint has.
         versions: Of Python and the packages that matter, at the time of writing.
     """
 

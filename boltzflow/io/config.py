@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from boltzflow.errors import FormatError, UnknownNameError, nearest
 
@@ -31,7 +31,7 @@ class GeneratorConfig(_Section):
         "internal_spline_flow", description="Assembled family, see boltzflow.generators."
     )
     n_couplings: int = Field(8, ge=1, description="Spline couplings.")
-    hidden: tuple[int, ...] = Field((128, 128), description="Widths of the conditioners' hidden layers.")
+    hidden: tuple[PositiveInt, ...] = Field((128, 128), description="Widths of the conditioners' hidden layers.")
     n_bins: int = Field(8, ge=2, description="Spline bins of a coupling.")
     n_marginal_bins: int = Field(32, ge=2, description="Spline bins of the unconditional marginal of each coordinate.")
     bound: float = Field(6.0, gt=0, description="Splines on the line act on [−bound, bound], in standard deviations.")
@@ -72,7 +72,7 @@ class TrainingConfig(_Section):
     final_learning_rate_fraction: float = Field(0.01, ge=0, le=1, description="Cosine decay ends here.")
     weight_decay: float = Field(0.0, ge=0)
     clip_gradient: float | None = Field(
-        10.0, description="Maximal gradient norm; None = no clipping. Clipped steps are counted."
+        10.0, gt=0, description="Maximal gradient norm; None = no clipping. Clipped steps are counted."
     )
     ema_decay: float = Field(0.999, ge=0, lt=1)
     checkpoint_every: int = Field(500, ge=1)
@@ -158,7 +158,10 @@ def _override(values: dict[str, Any], override: str) -> None:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
             raise FormatError(f"--set {override!r}: {section!r} is a value, not a section.")
-    node[last] = yaml.safe_load(text)
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise FormatError(f"--set {override!r}: the value is not valid YAML: {error}") from None
 
 
 def _explain(item: dict[str, Any]) -> str:

@@ -1,11 +1,6 @@
 """Exponential moving average of parameters."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-
-from boltzflow._typing import Tensor
 
 __all__ = ["ExponentialMovingAverage"]
 
@@ -30,21 +25,6 @@ class ExponentialMovingAverage:
         self.n_updates += 1
         decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
         torch._foreach_lerp_(list(self.shadow.values()), list(self._parameters.values()), 1.0 - decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Within the context the module holds the averaged parameters."""
-        saved = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self._load(self.shadow)
-        try:
-            yield
-        finally:
-            self._load(saved)
-
-    @torch.no_grad()
-    def _load(self, values: dict[str, Tensor]) -> None:
-        for name, p in self._parameters.items():
-            p.copy_(values[name])
 
     def state_dict(self) -> dict[str, object]:
         """Tensors and the number of updates."""

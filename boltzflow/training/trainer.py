@@ -37,9 +37,12 @@ class TrainingState:
         seed: Keys the random stream of every step, as (seed, step).
         optimizer: State of the optimizer.
         ema: State of the moving average.
-        ledger: Target evaluations since the start of the run.
+        ledger: Target evaluations that the model has cost so far, those of its data and of earlier stages included.
+        data: Digests of the data whose cost is in the ledger.
         n_clipped: Steps whose gradient was clipped.
         n_skipped: Steps left out because loss or gradient were not finite.
+        n_skipped_in_a_row: Those just before this one.
+        pending: Sums of what was logged since the last line of metrics, and the number of steps in them.
         seconds: Training time.
     """
 
@@ -48,25 +51,30 @@ class TrainingState:
     optimizer: dict
     ema: dict
     ledger: dict = field(default_factory=dict)
+    data: list[str] = field(default_factory=list)
     n_clipped: int = 0
     n_skipped: int = 0
+    n_skipped_in_a_row: int = 0
+    pending: dict = field(default_factory=dict)
     seconds: float = 0.0
 
 
 class Trainer:
     """Minimise a loss module.
 
-    Step k draws data rows and noise from the stream (seed, k), so a resumed run continues exactly.
+    Step k draws data rows and noise from the stream (seed, k), so a resumed run continues exactly. A step calls the
+    loss module and nothing inside it, so that `objective` may be replaced by a data-parallel wrapper of itself.
 
     Args:
         objective: Loss module; its `generator` is what is trained.
         config: The loop's settings.
         data: Training rows, for objectives that read data; on the device and in the dtype of the generator.
         context: Passed on to Targets and Transitions.
-        metrics: JSON-lines file to which a line is appended every `config.log_every` steps; None for none.
+        metrics: JSON-lines file to which a line is appended every `config.log_every` steps, with means over the steps
+            since the last one that were taken; None for none.
 
     Raises:
-        ValueError: If the objective needs data and there is none.
+        ValueError: If the objective needs data and there is none, or nothing can be trained.
     """
 
     def __init__(
@@ -86,14 +94,20 @@ class Trainer:
         self.objective = objective
         self.config = config
         self.data = data if objective.needs_data else None
+        self._n_samples = config.reverse_batch_size if objective.needs_samples else 0
         self.context = context
         self.metrics = metrics
         self.seed = new_seed() if config.seed is None else config.seed
         self.step = 0
         self.ledger = Ledger()
-        self.n_clipped = self.n_skipped = 0
+        self.data_digests: list[str] = []
+        self.n_clipped = self.n_skipped = self.n_skipped_in_a_row = 0
         self.seconds = 0.0
+        self._sums: dict[str, Tensor] = {}
+        self._n_summed = 0
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError(f"{type(objective).__name__}: its Generator has no parameters that require a gradient.")
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True
         )
@@ -111,34 +125,31 @@ class Trainer:
             NonFiniteEnergyError: If loss or gradient were not finite for many steps in a row.
         """
         show = sys.stderr.isatty() if progress is None else progress
-        bar = tqdm(total=self.config.steps, initial=self.step, desc="train", disable=not show)
-        sums: dict[str, Tensor] = {}
-        in_a_row, since_log, started = 0, 0, time.perf_counter()
-        while self.step < self.config.steps:
-            taken, logged = self.train_step()
-            in_a_row = 0 if taken else in_a_row + 1
-            if in_a_row >= MAX_SKIPPED_IN_A_ROW:
-                raise NonFiniteEnergyError(
-                    f"training: loss or gradient were not finite for {in_a_row} steps in a row (step {self.step}). "
-                    "Lower training.learning_rate, or train by likelihood first (objective.reverse_kl=0)."
-                )
-            since_log += 1
-            for name, value in logged.items():
-                sums[name] = sums.get(name, 0.0) + value
-            bar.update()
-            at_end = self.step == self.config.steps
-            if self.step % self.config.log_every == 0 or at_end:
-                now = time.perf_counter()
-                self.seconds += now - started
-                started = now
-                self._log({name: float(v) / since_log for name, v in sums.items()}, bar)
-                sums, since_log = {}, 0
-            if on_checkpoint is not None and (self.step % self.config.checkpoint_every == 0 or at_end):
-                on_checkpoint(self)
-        bar.close()
+        with tqdm(total=self.config.steps, initial=self.step, desc="train", disable=not show) as bar:
+            while self.step < self.config.steps:
+                started = time.perf_counter()
+                logged = self.train_step()
+                self.seconds += time.perf_counter() - started
+                self._require_progress()
+                for name, value in logged.items():
+                    self._sums[name] = self._sums.get(name, 0.0) + value
+                self._n_summed += bool(logged)
+                bar.update()
+                at_end = self.step == self.config.steps
+                if self.step % self.config.log_every == 0 or at_end:
+                    self._log(bar)
+                if on_checkpoint is not None and (self.step % self.config.checkpoint_every == 0 or at_end):
+                    on_checkpoint(self)
 
-    def train_step(self) -> tuple[bool, dict[str, Tensor]]:
-        """One step; returns whether it was taken (finite loss and gradient), and the numbers to log."""
+    def _require_progress(self) -> None:
+        if self.n_skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise NonFiniteEnergyError(
+                f"training: loss or gradient were not finite for {self.n_skipped_in_a_row} steps in a row (step "
+                f"{self.step}). Lower training.learning_rate, or train by likelihood first (objective.reverse_kl=0)."
+            )
+
+    def train_step(self) -> dict[str, Tensor]:
+        """One step; returns the numbers to log, none if it was left out because loss or gradient were not finite."""
         config = self.config
         rng = make_rng(self.seed, self.step, device=self._device)
         rate = config.learning_rate * warmup_cosine(
@@ -153,7 +164,7 @@ class Trainer:
         step = Step(
             rng=rng,
             data=self._rows(rng),
-            n_samples=config.reverse_batch_size if self.objective.needs_samples else 0,
+            n_samples=self._n_samples,
             context=self.context,
             ledger=self.ledger,
         )
@@ -165,11 +176,13 @@ class Trainer:
         finite = bool(torch.isfinite(norm) & torch.isfinite(loss.detach()))
         if not finite:
             self.n_skipped += 1
-            return False, {}
+            self.n_skipped_in_a_row += 1
+            return {}
+        self.n_skipped_in_a_row = 0
         self.n_clipped += int(norm > bound)
         self.optimizer.step()
         self.ema.update()
-        return True, {"loss": loss.detach(), "gradient_norm": norm.detach(), **logged}
+        return {"loss": loss.detach(), "gradient_norm": norm.detach(), **logged}
 
     def _rows(self, rng: torch.Generator) -> State | None:
         if self.data is None:
@@ -177,12 +190,15 @@ class Trainer:
         rows = torch.randint(len(self.data), (self.config.batch_size,), generator=rng, device=rng.device)
         return self.data.index(rows)
 
-    def _log(self, means: dict[str, float], bar: tqdm) -> None:
+    def _log(self, bar: tqdm) -> None:
+        means = {name: float(value) / self._n_summed for name, value in self._sums.items()}
+        self._sums, self._n_summed = {}, 0
         line = {
             "step": self.step,
             "seconds": round(self.seconds, 2),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **means,
+            # JSON has no NaN
+            **{name: value if math.isfinite(value) else None for name, value in means.items()},
             "n_energy": self.ledger.n_energy(),
             "n_force": self.ledger.n_force(),
             "n_clipped": self.n_clipped,
@@ -201,8 +217,11 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             ema=self.ema.state_dict(),
             ledger=self.ledger.as_dict(),
+            data=list(self.data_digests),
             n_clipped=self.n_clipped,
             n_skipped=self.n_skipped,
+            n_skipped_in_a_row=self.n_skipped_in_a_row,
+            pending={"sums": dict(self._sums), "steps": self._n_summed},
             seconds=self.seconds,
         )
 
@@ -211,5 +230,7 @@ class Trainer:
         self.step, self.seed = state.step, state.seed
         self.optimizer.load_state_dict(state.optimizer)
         self.ema.load_state_dict(state.ema)
+        self.ledger, self.data_digests = Ledger.from_dict(state.ledger), list(state.data)
         self.n_clipped, self.n_skipped, self.seconds = state.n_clipped, state.n_skipped, state.seconds
-        self.ledger = Ledger.from_dict(state.ledger)
+        self.n_skipped_in_a_row = state.n_skipped_in_a_row
+        self._sums, self._n_summed = dict(state.pending.get("sums", {})), state.pending.get("steps", 0)
