@@ -209,14 +209,14 @@ def test_compiled_equals_eager_for_any_batch(monkeypatch):
                 monkeypatch.setattr(compiled.compiler, "off", off)
                 leaf = [x.clone().requires_grad_(), raw.clone().requires_grad_()]
                 y, log_derivative = conditioned_spline(*leaf, line, circle, inverse=inverse)
-                results.append(
-                    (y, log_derivative, *torch.autograd.grad((y * torch.cos(y)).sum() + log_derivative.sum(), leaf))
-                )
+                results.append([y, log_derivative])
+                if inverse:  # one direction will do: each of them takes seconds to compile
+                    results[-1] += torch.autograd.grad((y * torch.cos(y)).sum() + log_derivative.sum(), leaf)
             assert not compiled.compiler.off, "the compiled kernels were given up"
             for a, b in zip(*results, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
-    # forward and backward in both directions: one graph each, whatever the batch
-    assert counters["unique_graphs"] - before <= 4
+    # forward, inverse and the inverse's backward: one graph each, whatever the batch
+    assert counters["unique_graphs"] - before <= 3
 
 
 def test_without_a_compiler_one_line_is_logged(tmp_path):
