@@ -6,9 +6,9 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from molecules import MOLECULES, SYSTEMS, Molecule
 
 from boltzflow.coordinates import InternalCoordinateMap, InternalDomain, LabelSector
+from tests.coordinates.molecules import MOLECULES, SYSTEMS, Molecule
 
 KT = 2.494
 

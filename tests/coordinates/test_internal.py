@@ -7,9 +7,9 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
-from molecules import MOLECULES, Molecule
 
 from boltzflow.coordinates import InternalCoordinateMap, InternalCoordinates, ZMatrix
+from tests.coordinates.molecules import MOLECULES, Molecule
 
 
 @pytest.fixture(params=MOLECULES, ids=list(MOLECULES))

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from molecules import MOLECULES, Molecule, tetrahedral
 
 from boltzflow.coordinates import InternalCoordinateMap, LabelSector, ZMatrix
+from tests.coordinates.molecules import MOLECULES, Molecule, tetrahedral
 
 
 def sector_of(molecule: Molecule) -> LabelSector:

@@ -6,7 +6,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import annealed, flow, stochastic
 
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import NonFiniteEnergyError
@@ -17,6 +16,7 @@ from boltzflow.transitions.mala import MALA
 from boltzflow.transitions.metropolis import RandomWalkMetropolis
 from boltzflow.transitions.resampling import SystematicResampling
 from boltzflow.transitions.transition import Bijection
+from tests.generators.conftest import annealed, flow, stochastic
 
 
 class Identity(Bijection):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import annealed, coupling, flow, stochastic
 
 from boltzflow.generators import Generator
 from boltzflow.paths import TemperedPath
@@ -11,6 +10,7 @@ from boltzflow.targets import FramesBase
 from boltzflow.testing import assert_crooks, assert_unbiased, check_target
 from boltzflow.transitions.affine import AffineCoupling
 from boltzflow.transitions.mala import MALA
+from tests.generators.conftest import annealed, coupling, flow, stochastic
 
 
 @pytest.mark.parametrize("build", [flow, stochastic])
