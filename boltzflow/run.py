@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from boltzflow._typing import Tensor
-from boltzflow.state import Evaluation, State
+from boltzflow.state import Evaluation, Space, State
 
 __all__ = ["Context", "Ledger", "Run", "make_rng", "new_seed"]
 
@@ -19,9 +19,10 @@ Context = Mapping[str, Any]
 
 @runtime_checkable
 class EnergyModel(Protocol):
-    """What `Run` needs of a Target: names, energies, forces."""
+    """What `Run` and Transitions need of a Target: its name and fields, energies, forces."""
 
     name: str
+    fields: Mapping[str, Space]
 
     def reduced_energy(self, state: State, context: Context | None = None) -> Tensor: ...
 
@@ -30,7 +31,9 @@ class EnergyModel(Protocol):
 
 @runtime_checkable
 class Level(Protocol):
-    """Energy at one level of an annealing path."""
+    """Energy at one level of an annealing path: a weighted sum over leaf Targets."""
+
+    terms: tuple[tuple[float, EnergyModel], ...]
 
     def energy(self, state: State, run: "Run") -> tuple[Tensor, State]: ...
 

@@ -164,9 +164,3 @@ class State:
             {k: v.to(device=device, dtype=dtype if v.is_floating_point() else None) for k, v in self.fields.items()},
             self.spaces,
         )
-
-    @staticmethod
-    def cat(states: "list[State]") -> "State":
-        """Stack States of equal fields along the batch; evaluations are dropped."""
-        first = states[0]
-        return State({k: torch.cat([s.fields[k] for s in states]) for k in first.fields}, first.spaces)

@@ -99,9 +99,3 @@ def test_moving_casts_floating_fields_alone():
     state = evaluated(make()).to(dtype=torch.float32)
     assert (state["x"].dtype, state["k"].dtype, state.dtype) == (torch.float32, torch.int64, torch.float32)
     assert not state.evaluations
-
-
-def test_states_are_stacked():
-    both = State.cat([make(2), make(3)])
-    assert len(both) == 5
-    assert both["k"].tolist() == [0, 1, 0, 1, 2]

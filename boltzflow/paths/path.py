@@ -40,7 +40,7 @@ class MixtureLevel:
 
 
 class Path(abc.ABC):
-    """A family of energies u_λ with u_0 the base and u_1 the target."""
+    """A family of energies u_λ that ends at the target, u_1 = u; paths may start from samples of something else."""
 
     @abc.abstractmethod
     def at(self, level: float) -> MixtureLevel:

@@ -57,10 +57,10 @@ class Target(torch.nn.Module, abc.ABC):
         """Energy and force −∂u/∂field of every row from one evaluation, both detached.
 
         Returns:
-            u, shape (batch,), and a dict with one tensor per field, of the field's shape and dtype.
+            u, shape (batch,), and a dict with one tensor per floating-point field, of the field's shape and dtype.
         """
         with torch.enable_grad():
-            leaves = {name: state[name].detach().requires_grad_() for name in self.fields}
+            leaves = {n: state[n].detach().requires_grad_() for n in self.fields if state[n].is_floating_point()}
             u = self.reduced_energy(state.replace(**leaves), context)
             gradients = torch.autograd.grad(u.sum(), list(leaves.values()), allow_unused=True)
         force = {

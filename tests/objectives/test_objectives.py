@@ -8,6 +8,7 @@ import torch
 from boltzflow.generators import Generator
 from boltzflow.io.config import ObjectiveConfig
 from boltzflow.objectives import (
+    CoverageLikelihood,
     MaximumLikelihood,
     Mixture,
     ReverseKL,
@@ -329,3 +330,46 @@ def test_objectives_are_built_from_their_configuration():
     ]
     with pytest.raises(ValueError, match="every weight is 0"):
         kinds(likelihood=0.0)
+
+
+def test_coverage_weighs_data_that_the_model_has_too_little_of():
+    generator, x = affine(), data(400)
+    term = CoverageLikelihood(generator, target(), tolerance=1.0, max_weight=3.0)
+    # its own estimate of Z, by E_p[1/w] = 1
+    log_w = (-target().reduced_energy(x) - generator.log_prob(x)).detach()
+    w = log_w.exp() * (-log_w).exp().mean()
+    coefficient = (w - 1).clamp(0, 3)
+    assert 0 < (coefficient == 3).sum() < (coefficient > 0).sum() < 400
+    expected = torch.autograd.grad(
+        -(coefficient * generator.log_prob(x)).mean(), [p for p in generator.parameters() if p.requires_grad]
+    )
+    expected = torch.cat([g.flatten() for g in expected])
+    found = []
+    for k in range(200):
+        _, gradient, logged = gradients(term, rng=make_rng(2, k), data=x)
+        found.append(gradient)
+    found = torch.stack(found)
+    assert ((found.mean(0) - expected).abs() < 4.5 * found.std(0) / 200**0.5).all()
+    assert logged["coverage"].item() == pytest.approx(coefficient.mean().item())
+    assert logged["forward_ess_fraction"].item() == pytest.approx(1 / w.mean().item())
+    assert logged["nll"].item() == pytest.approx(-generator.log_prob(x).mean().item())
+
+
+def test_coverage_leaves_a_perfect_model_alone_and_counts_energies():
+    generator = nonlinear()
+    own = generator.as_target()
+    own._generator = (nonlinear(),)
+    step = Step(make_rng(0), data=own.sample(40, make_rng(1)))
+    loss, logged = CoverageLikelihood(generator, own)(step)
+    loss.backward()
+    assert not any(p.grad.any() for p in generator.parameters() if p.grad is not None)
+    assert logged["forward_ess_fraction"].item() == pytest.approx(1.0)
+    assert (step.ledger.n_energy(), step.ledger.n_force()) == (40, 0)
+
+
+def test_coverage_counts_data_without_density_and_keeps_its_gradient_finite():
+    generator = Generator(Gaussian(2), [affine().transitions[0], Spoil(torch.nan)]).double()
+    _, gradient, logged = gradients(CoverageLikelihood(generator, target()), data=data(200))
+    assert logged["n_failed_data"] == (data(200)["x"][:, 0] > 1).sum() > 0
+    assert torch.isfinite(gradient).all()
+    assert gradient.any()
