@@ -75,14 +75,21 @@ class GeometricPath(Path):
 
 
 class TemperedPath(Path):
-    """u_λ = β_λ u_target with β_λ geometric between β_0 and 1.
+    """u_λ = β_λ u_target with β_λ geometric between β_0 and 1; the base is never evaluated.
 
     Args:
+        base: Where paths start; taken so that all paths are made in the same way.
         target: Target at λ = 1.
         beta_0: Inverse temperature at λ = 0 relative to the target's, in (0, 1].
+
+    Example:
+        >>> from functools import partial
+        >>> from boltzflow.generators import Generator
+        >>> from boltzflow.targets import Gaussian
+        >>> generator = Generator(Gaussian(2), [], path=partial(TemperedPath, beta_0=0.1))
     """
 
-    def __init__(self, target: Target, *, beta_0: float) -> None:
+    def __init__(self, base: Target, target: Target, *, beta_0: float) -> None:
         if not 0.0 < beta_0 <= 1.0:
             raise ValueError(f"TemperedPath beta_0: expected a value in (0, 1], got {beta_0}.")
         self.target, self.beta_0 = target, beta_0

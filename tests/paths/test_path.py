@@ -57,7 +57,7 @@ def test_the_ends_do_not_evaluate_the_other_end(other):
 
 def test_the_tempered_path_scales_geometrically():
     target, run, x = DoubleWell().double(), Run(make_rng(0)), points()
-    path = TemperedPath(target, beta_0=0.01)
+    path = TemperedPath(Forbidden(), target, beta_0=0.01)
     for level, beta in ((0.0, 0.01), (0.5, 0.1), (1.0, 1.0)):
         u, force, _ = path.at(level).energy_and_force(x, run)
         assert torch.allclose(u, beta * target.reduced_energy(x), rtol=1e-12)
@@ -71,7 +71,7 @@ def test_values_outside_the_path_are_refused():
             GeometricPath(target, target).at(level)
     for beta in (0.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match="beta_0"):
-            TemperedPath(target, beta_0=beta)
+            TemperedPath(target, target, beta_0=beta)
 
 
 def test_a_level_is_float64_for_float32_states():
