@@ -1,6 +1,7 @@
 """Provenance: where numbers came from and what they cost."""
 
 import datetime
+import functools
 import importlib.metadata
 import platform
 import shlex
@@ -16,6 +17,12 @@ PACKAGES = ("boltzflow", "torch", "openmm", "mdtraj", "numpy")
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on; those that are not installed are left out."""
+    return dict(_installed())
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    # reading the metadata takes milliseconds, which would count at every shard
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
