@@ -2,7 +2,8 @@
 
     python benchmarks/alanine_dipeptide.py [-n 200000] [--threads 2] [--seed 2026]
 
-Everything comes from one checkpoint; the reference is the parallel-tempering ensemble in data/, whose seed was never used in training.
+Everything comes from one checkpoint; the reference is the parallel-tempering ensemble in data/, whose seed was never
+used in training.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""End to end on alanine dipeptide: weighted samples per second and reverse-KL steps per second of the shipped architecture.
+"""End to end on alanine dipeptide: weighted samples per second and reverse-KL steps per second of the shipped flow.
 
     python benchmarks/end_to_end.py [--threads 1 2]
 

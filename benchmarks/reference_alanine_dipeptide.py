@@ -31,10 +31,8 @@ def torsion_observables(system: System) -> dict:
     wanted = {"phi": torsion_atoms(system.topology, "phi"), "psi": torsion_atoms(system.topology, "psi")}
     wanted["omega_ace"] = (1, 4, 6, ca)
     wanted["omega_nme"] = (ca, 14, 16, 18)
-    return {
-        name: (lambda state, k=rows[tuple(sorted(atoms))]: chart(state["positions"])[0].torsions[:, k])
-        for name, atoms in wanted.items()
-    }
+    columns = {name: rows[tuple(sorted(atoms))] for name, atoms in wanted.items()}
+    return {name: (lambda state, k=k: chart(state["positions"])[0].torsions[:, k]) for name, k in columns.items()}
 
 
 def main() -> None:
@@ -92,7 +90,8 @@ def main() -> None:
             "unit": "kT",
         },
         "cis_fraction": {
-            name: float((result.observables[name].abs() < math.pi / 2).double().mean()) for name in ("omega_ace", "omega_nme")
+            name: float((result.observables[name].abs() < math.pi / 2).double().mean())
+            for name in ("omega_ace", "omega_nme")
         },
         "temperatures": list(TEMPERATURES),
         "swap_rates": result.diagnostics["swap_rates"],
@@ -101,8 +100,8 @@ def main() -> None:
         "ledger": result.ledger.as_dict(),
         "seconds": result.seconds,
         "seed": options.seed,
-        "command": f"python benchmarks/reference_alanine_dipeptide.py --records {options.records} --chains {options.chains} "
-        f"--burn-in {options.burn_in} --frames {options.frames} --seed {options.seed}",
+        "command": f"python benchmarks/reference_alanine_dipeptide.py --records {options.records} "
+        f"--chains {options.chains} --burn-in {options.burn_in} --frames {options.frames} --seed {options.seed}",
         "versions": package_versions(),
     }
     options.output.mkdir(parents=True, exist_ok=True)
