@@ -1,0 +1,247 @@
+"""Writes the tables of README.md and docs/results.md from benchmarks/results/*.json.
+
+    python docs/make_results.py [--check]
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. With --check nothing is written; the exit status is 1
+where a page differs from what would be written.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+MISSING = "not measured yet"
+Row = tuple[str, ...]
+
+
+def load(name: str) -> dict | None:
+    """A benchmark's file; None if it was not run."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def table(head: Row, rows: list[Row]) -> str:
+    """A Markdown table."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def provenance(name: str, command: str) -> str:
+    """Command, machine and date of a benchmark in one line."""
+    found = load(name)
+    if found is None:
+        return f"Command: `{command}` ({MISSING})."
+    machine, versions = found["machine"], found["versions"]
+    device = machine["gpu"] or "no GPU"
+    packages = ", ".join(f"{key} {versions[key]}" for key in ("torch", "openmm") if key in versions)
+    return (
+        f"Command: `{command}`. {found['date'][:10]}, commit {found['commit']}, {machine['processor']} with "
+        f"{machine['cores']} cores (load {machine['load_average'][0]:.1f}), {device}, torch threads: "
+        f"{found['threads']}, Python {versions['python']}, {packages}."
+    )
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands apart."""
+    digits = max(0, len(str(int(abs(value)))) - 3)
+    rounded = round(value, -digits)
+    return f"{rounded:,.0f}".replace(",", " ") if abs(value) >= 100 else f"{value:.3g}"
+
+
+def pm(value: float, error: float, digits: int) -> str:
+    """Value ± error."""
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+QUALITY_COMMAND = "`python benchmarks/alanine_dipeptide.py`"
+LITERATURE = "[arXiv:2510.18460](https://arxiv.org/abs/2510.18460), table 1: reported, not confirmed"
+
+
+def quality() -> str:
+    """Quality of the shipped checkpoint beside published numbers."""
+    found = load("alanine_dipeptide")
+    names = {
+        "reverse": "effective sample size, reverse (Kish, nothing filtered)",
+        "k": "Pareto k-hat",
+        "forward": "effective sample size, forward (on the reference)",
+        "gap": "EUBO − ELBO",
+        "log_z": "log Z (one labelling sector)",
+        "delta": "F(αL) − F(rest), 0° < φ < 130°",
+    }
+    values = dict.fromkeys(names, MISSING)
+    if found is not None:
+        r = found["results"]
+        f = r["delta_f_alpha_l"]
+        values = {
+            "reverse": f"**{100 * r['ess_fraction']:.1f} %**, n = {number(r['n'])}",
+            "k": f"{r['pareto_k']:.2f}",
+            "forward": f"**{100 * r['forward_ess_fraction']:.1f} %**",
+            "gap": f"{r['eubo_minus_elbo']:.3f} kT",
+            "log_z": pm(r["log_z"], r["log_z_error"], 4),
+            "delta": f"{pm(f['value'], f['error'], 2)} kT",
+        }
+    shipped = ROOT / "data" / "alanine_dipeptide" / "reference.json"
+    reference = MISSING
+    if shipped.is_file():
+        p = json.loads(shipped.read_text(encoding="utf-8"))["delta_f_alpha_l"]
+        reference = f"{pm(p['value'], p['error'], 2)} kT, {number(p['independent_visits'])} independent visits"
+    rows = [(text, values[key], QUALITY_COMMAND) for key, text in names.items()]
+    rows.append(("the same by parallel tempering", reference, "`python benchmarks/reference_alanine_dipeptide.py`"))
+    rows += [
+        ("literature: reverse ESS, likelihood on MD data", "82 %", LITERATURE),
+        ("literature: reverse ESS, best energy-trained flows", "94–98 %", LITERATURE),
+    ]
+    return table(("alanine dipeptide, shipped checkpoint", "value", "command or source"), rows)
+
+
+def speed() -> str:
+    """Speeds in one table, each as the ratio to the fastest peer."""
+    rows = []
+    flows = load("flows")
+    for job in ("density", "sampling", "training"):
+        value = MISSING
+        if flows is not None:
+            r = flows["results"]
+            ours, ratio = r["samples_per_second"]["boltzflow"][job], r["speedup_over_fastest_other"][job]
+            value = f"{number(ours)} /s, {ratio:.1f}× the fastest of zuko, normflows, nflows"
+        rows.append((f"spline flow, {job}, samples", value, "`python benchmarks/flows.py`"))
+    field, value = load("forcefield"), MISSING
+    if field is not None:
+        r = field["results"]["alanine_dipeptide (ff96, OBC1 as CustomGBForce)"]
+        ours = r["torch"]["compiled float64 batch 1024"]
+        ratio = r["torch over the faster OpenMM platform"]["compiled float64 batch 1024"]
+        value = f"{number(ours)} /s, {ratio:.0f}× one OpenMM Context"
+    rows.append(("force field, energies with forces (float64)", value, "`python benchmarks/forcefield.py`"))
+    chains, value = load("parallel_tempering"), MISSING
+    if chains is not None:
+        r = chains["results"]
+        key = "parallel tempering, 768 rows"
+        ratio = r["over the faster OpenMM platform"][key]["wall clock, per thread"]
+        value = f"{number(r[key]['per second'])} /s, {ratio:.0f}× one OpenMM Context"
+    rows.append(("parallel tempering, force evaluations", value, "`python benchmarks/parallel_tempering.py`"))
+    end = load("end_to_end")
+    for key, text in (
+        ("samples_per_second", "weighted samples, end to end"),
+        ("reverse_kl_steps_per_second", "reverse-KL steps of 256 samples"),
+    ):
+        value = MISSING
+        if end is not None:
+            one = end["results"]["1 thread"]
+            value = f"{number(one[key])} /s, {one['ratio_to_existing'][key]:.1f}× bgflow with bgmol"
+        rows.append((text, value, "`python benchmarks/end_to_end.py`"))
+    rows.append(("any of these on a GPU", "not measured (no GPU)", ""))
+    return table(("speed, one CPU thread", "value", "command"), rows)
+
+
+def flows() -> str:
+    """All peers of the flow benchmark."""
+    found = load("flows")
+    if found is None:
+        return MISSING
+    rates = found["results"]["samples_per_second"]
+    jobs = ("density", "sampling", "training")
+    rows = [(name, *(number(r[job]) if job in r else "" for job in jobs)) for name, r in rates.items()]
+    first = found["results"]["first_call_seconds"]
+    rows.append(("first call of boltzflow (compilation), s", *(f"{first[job]:.1f}" for job in jobs)))
+    return table(("samples per second", *jobs), rows)
+
+
+def forcefield() -> str:
+    """Energies with forces per second of three Systems."""
+    found = load("forcefield")
+    if found is None:
+        return MISSING
+    systems = {key: r for key, r in found["results"].items() if isinstance(r, dict)}
+    rows = []
+    for part in ("one OpenMM Context, one thread", "OpenMMPotential, batch 256", "torch"):
+        names = dict.fromkeys(name for r in systems.values() for name in r[part])
+        prefix = "torch, " if part == "torch" else f"{part}: "
+        rows += [(f"{prefix}{n}", *(number(r[part][n]) if n in r[part] else "" for r in systems.values())) for n in names]
+    return table(("energies with forces per second", *systems), rows)
+
+
+def parallel_tempering() -> str:
+    """Force evaluations per second of parallel tempering."""
+    found = load("parallel_tempering")
+    if found is None:
+        return MISSING
+    r = found["results"]
+    ratios = r["over the faster OpenMM platform"]
+    rows = [
+        (name, number(r[name]["per second"]), number(r[name]["per processor second"]), f"{ratios[name]['wall clock, per thread']:.0f}×")
+        for name in sorted(ratios, key=lambda key: int(re.findall(r"\d+", key)[0]))
+    ]
+    one = r["one OpenMM Context, one thread"]
+    rows += [
+        (f"one OpenMM Context, {name}", number(v["per second"]), number(v["per processor second"]), "") for name, v in one.items()
+    ]
+    return table(("energies with forces", "per second", "per processor second", "over the faster OpenMM platform"), rows)
+
+
+def end_to_end() -> str:
+    """Weighted samples and reverse-KL steps per second."""
+    found = load("end_to_end")
+    if found is None:
+        return MISSING
+    r = found["results"]
+    existing = r["existing"]
+    keys = ("samples_per_second", "reverse_kl_steps_per_second")
+    rows = [("bgflow with bgmol, measured earlier on a 2-core Xeon", *(number(existing[key]) for key in keys))]
+    for threads in [key for key in r if "thread" in key]:
+        ratio = r[threads]["ratio_to_existing"]
+        rows.append((f"boltzflow, {threads}", *(f"{number(r[threads][key])} ({ratio[key]:.1f}×)" for key in keys)))
+    return table(("per second", "weighted samples", "reverse-KL steps of 256 samples"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quality": quality,
+    "speed": speed,
+    "flows": flows,
+    "forcefield": forcefield,
+    "parallel_tempering": parallel_tempering,
+    "end_to_end": end_to_end,
+    "from alanine_dipeptide": lambda: provenance("alanine_dipeptide", "python benchmarks/alanine_dipeptide.py"),
+    "from flows": lambda: provenance("flows", "python benchmarks/flows.py"),
+    "from forcefield": lambda: provenance("forcefield", "python benchmarks/forcefield.py"),
+    "from parallel_tempering": lambda: provenance("parallel_tempering", "python benchmarks/parallel_tempering.py"),
+    "from end_to_end": lambda: provenance("end_to_end", "python benchmarks/end_to_end.py"),
+}
+
+
+def filled(text: str) -> str:
+    """A page with its tables made anew."""
+
+    def replace(match: re.Match) -> str:
+        return f"<!-- table {match['name']} -->\n{TABLES[match['name']]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (?P<name>[\w ]+) -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Write the pages, or compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where a page is stale")
+    options = parser.parse_args()
+    stale = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        new = filled(text)
+        if new != text:
+            stale.append(page)
+            if not options.check:
+                page.write_text(new, encoding="utf-8")
+    names = ", ".join(str(page.relative_to(ROOT)) for page in stale)
+    if options.check and stale:
+        sys.stderr.write(f"{names}: tables differ from benchmarks/results; run python docs/make_results.py\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
