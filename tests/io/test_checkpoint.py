@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,8 +59,16 @@ def test_it_is_self_describing(path, system):
     assert checkpoint.training is None
 
 
-def test_another_temperature_is_the_same_system(path):
-    load_checkpoint(path, load_system("alanine_dipeptide@400"))
+def test_at_another_temperature_the_samples_are_the_same_and_weighted_for_it(path, system):
+    warm = load_system("alanine_dipeptide@400")
+    one, two = (
+        s.load_generator(checkpoint=path, dtype=torch.float64).sample(50, s.target, seed=3) for s in (system, warm)
+    )
+    assert (one.samples["positions"] == two.samples["positions"]).all()
+    u, v = one.reduced_energies, two.reduced_energies
+    finite = np.isfinite(u)
+    np.testing.assert_allclose(v[finite] * 400, u[finite] * 300, rtol=1e-10)
+    np.testing.assert_allclose((two.log_weights - one.log_weights)[finite], (u - v)[finite], rtol=1e-6, atol=1e-6)
 
 
 def test_moving_average_is_what_samples(tmp_path, system, generator):
