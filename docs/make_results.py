@@ -162,7 +162,9 @@ def forcefield() -> str:
     for part in ("one OpenMM Context, one thread", "OpenMMPotential, batch 256", "torch"):
         names = dict.fromkeys(name for r in systems.values() for name in r[part])
         prefix = "torch, " if part == "torch" else f"{part}: "
-        rows += [(f"{prefix}{n}", *(number(r[part][n]) if n in r[part] else "" for r in systems.values())) for n in names]
+        rows += [
+            (f"{prefix}{n}", *(number(r[part][n]) if n in r[part] else "" for r in systems.values())) for n in names
+        ]
     return table(("energies with forces per second", *systems), rows)
 
 
@@ -174,14 +176,22 @@ def parallel_tempering() -> str:
     r = found["results"]
     ratios = r["over the faster OpenMM platform"]
     rows = [
-        (name, number(r[name]["per second"]), number(r[name]["per processor second"]), f"{ratios[name]['wall clock, per thread']:.0f}×")
+        (
+            name,
+            number(r[name]["per second"]),
+            number(r[name]["per processor second"]),
+            f"{ratios[name]['wall clock, per thread']:.0f}×",
+        )
         for name in sorted(ratios, key=lambda key: int(re.findall(r"\d+", key)[0]))
     ]
     one = r["one OpenMM Context, one thread"]
     rows += [
-        (f"one OpenMM Context, {name}", number(v["per second"]), number(v["per processor second"]), "") for name, v in one.items()
+        (f"one OpenMM Context, {name}", number(v["per second"]), number(v["per processor second"]), "")
+        for name, v in one.items()
     ]
-    return table(("energies with forces", "per second", "per processor second", "over the faster OpenMM platform"), rows)
+    return table(
+        ("energies with forces", "per second", "per processor second", "over the faster OpenMM platform"), rows
+    )
 
 
 def end_to_end() -> str:

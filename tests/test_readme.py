@@ -106,10 +106,7 @@ def test_links_lead_somewhere(page):
 def test_makefile_targets_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     shown = {
-        word
-        for page in PAGES
-        for _, source in blocks(page, "bash")
-        for word in re.findall(r"\bmake ([a-z]+)", source)
+        word for page in PAGES for _, source in blocks(page, "bash") for word in re.findall(r"\bmake ([a-z]+)", source)
     }
     assert {"demo", "test"} <= shown <= targets
 
