@@ -11,6 +11,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+import boltzflow
 from boltzflow.cli import analyze, sample, simulate, systems, train  # noqa: F401
 from boltzflow.cli.app import app
 from boltzflow.ensemble import Ensemble
@@ -250,6 +251,10 @@ def test_debug_shows_the_traceback():
     result = invoke("--debug", "sample", "runs/tiny", "-n", 0)
     assert result.exception is not None
     assert "expected a number >= 1" in str(result.exception)
+
+
+def test_version():
+    assert invoke("--version").stdout.split() == ["boltzflow", boltzflow.__version__]
 
 
 def test_unknown_option_and_command_are_refused():

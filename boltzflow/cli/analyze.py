@@ -33,8 +33,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 def analyze(
     file: File,
     reference: Annotated[Path | None, typer.Option(help="Reference ensemble. [default: what ships]")] = None,
-    no_reference: Annotated[bool, typer.Option("--no-reference", help="Look at the ensemble alone.")] = False,  # noqa: FBT002
-    as_json: Json = False,  # noqa: FBT002
+    no_reference: Annotated[bool, typer.Option("--no-reference", help="Look at the ensemble alone.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Diagnostics of an ensemble: effective samples, weight tail, log Z, costs; with a reference what it misses."""
     ensemble = Ensemble.load(file)
@@ -55,7 +55,7 @@ def free_energy(
     cv: Annotated[str, typer.Option(help="phi, psi, torsion:4,6,8,14, distance:0,5, rg, ...")],
     state: Annotated[list[str], typer.Option(help="lo:hi, degrees for angles; give it once or twice.")],
     unit: Annotated[Literal["kT", "kJ/mol", "kcal/mol"], typer.Option(help="Of the answer.")] = "kT",
-    as_json: Json = False,  # noqa: FBT002
+    as_json: Json = False,
 ) -> None:
     """Free energy of a state along a collective variable, minus that of a second one or of the rest."""
     ensemble = Ensemble.load(file)

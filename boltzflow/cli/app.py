@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from boltzflow import __version__
 from boltzflow.errors import BoltzflowError
 
 __all__ = ["app", "main"]
@@ -50,10 +51,19 @@ def command(name: str) -> Callable[[Callable], Callable]:
     return register
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"boltzflow {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,  # noqa: FBT002
-    quiet: Annotated[bool, typer.Option("--quiet", help="Warnings and results only.")] = False,  # noqa: FBT002
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Warnings and results only.")] = False,
 ) -> None:
     """Unbiased equilibrium ensembles and free energies from energy functions."""
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO

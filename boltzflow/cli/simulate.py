@@ -38,7 +38,7 @@ def simulate(
     max_temperature: Annotated[float, typer.Option(help="PT: of the hottest replica, relative to the system's.")] = 1.8,
     device: Annotated[str, typer.Option(help="PT: cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[int | None, typer.Option(help="Random by default; recorded.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print diagnostics as one JSON object.")] = False,  # noqa: FBT002
+    as_json: Annotated[bool, typer.Option("--json", help="Print diagnostics as one JSON object.")] = False,
 ) -> None:
     """Sample a reference ensemble; Ctrl-C keeps the frames that are finished."""
     n_frames = math.ceil(positive("-n", n) / positive("--chains", chains))

@@ -12,7 +12,7 @@ __all__ = ["systems"]
 
 
 @command("systems")
-def systems(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:  # noqa: FBT002
+def systems(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """List the systems that ship: name, atoms, dimension, temperature, recipes, checkpoint."""
     found = {}
     for name in list_systems():

@@ -30,7 +30,7 @@ def train(
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
     initial: Annotated[Path | None, typer.Option(help="Checkpoint of the same system to start from.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its folder.")] = False,  # noqa: FBT002
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its folder.")] = False,
 ) -> None:
     """Train a generator; kill it at any moment and continue with --resume."""
     config = load_config(run, overrides=set_)
