@@ -51,10 +51,11 @@ def command(name: str) -> Callable[[Callable], Callable]:
     return register
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"boltzflow {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
