@@ -1,6 +1,7 @@
-"""What the README and docs/ show is true: snippets run, commands parse, links lead somewhere, error texts and numbers are the real ones."""
+"""What README and docs/ show is true: snippets run, commands parse, links exist, texts and numbers are real."""
 
 import ast
+import doctest
 import importlib
 import re
 import shlex
@@ -140,3 +141,19 @@ def test_tables_are_those_of_the_benchmarks():
     command = [sys.executable, str(ROOT / "docs" / "make_results.py"), "--check"]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
+
+
+EXAMPLES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "boltzflow").rglob("*.py")
+    if re.search(r"^ *>>> ", path.read_text(encoding="utf-8"), re.MULTILINE)
+)
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_docstring_examples_run(module, monkeypatch):
+    registry = importlib.import_module("boltzflow.forcefield.registry")
+    monkeypatch.setattr(registry, "CONVERTERS", dict(registry.CONVERTERS))  # an example registers a force
+    found = doctest.testmod(importlib.import_module(module.removesuffix(".__init__")))
+    assert found.attempted > 0
+    assert found.failed == 0

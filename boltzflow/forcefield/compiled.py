@@ -22,8 +22,13 @@ class CompiledForceField(nn.Module):
     derivative goes through the eager twin.
 
     Example:
-        >>> fast = from_openmm(system, dtype=torch.float32).compiled()
-        >>> energy, force = fast.energy_and_force(positions)
+        >>> from boltzflow import load_system
+        >>> from boltzflow.forcefield import from_openmm
+        >>> system = load_system("alanine_dipeptide")
+        >>> fast = from_openmm(system.openmm_system, dtype=torch.float32).compiled()
+        >>> energy, force = fast.energy_and_force(system.positions[None].float())
+        >>> print(f"{energy.item():.1f} kJ/mol", tuple(force.shape))
+        -173.2 kJ/mol (1, 22, 3)
     """
 
     def __init__(self, eager: ForceField) -> None:

@@ -138,8 +138,12 @@ class OpenMMPotential(nn.Module):
     With several workers, use it as a context manager or call `close`; workers also end with this process.
 
     Example:
-        >>> with OpenMMPotential(system, n_workers=4) as potential:
-        ...     energy, force = potential.energy_and_force(positions)
+        >>> from boltzflow import load_system
+        >>> system = load_system("alanine_dipeptide")
+        >>> with OpenMMPotential(system.openmm_system, platform="Reference") as potential:
+        ...     energy, force = potential.energy_and_force(system.positions[None])
+        >>> print(f"{energy.item():.2f} kJ/mol", tuple(force.shape))
+        -173.17 kJ/mol (1, 22, 3)
     """
 
     def __init__(self, system: Any, *, n_workers: int = 1, platform: str | None = None, chunk_size: int = 64) -> None:

@@ -85,8 +85,11 @@ def from_openmm(system: Any, *, dtype: torch.dtype = torch.float64) -> ForceFiel
         UnsupportedForceError: a force, or a part of it, without a converter; the message names class, index and group.
 
     Example:
-        >>> system = XmlSerializer.deserialize(open("systems/alanine_dipeptide/system.xml").read())
-        >>> energy = from_openmm(system)(positions)
+        >>> from boltzflow import load_system
+        >>> system = load_system("alanine_dipeptide")
+        >>> energy = from_openmm(system.openmm_system)(system.positions[None])
+        >>> print(f"{energy.item():.2f} kJ/mol")
+        -173.17 kJ/mol
     """
     n_atoms = system.getNumParticles()
     virtual = [k for k in range(n_atoms) if system.isVirtualSite(k)]
