@@ -45,7 +45,7 @@ def main() -> None:
     shown = [
         (ensemble, False, f"generated: {len(ensemble):,} independent samples"),
         (ensemble, True, f"reweighted: effective samples {100 * ensemble.ess_fraction():.0f} %"),
-        (reference, True, "reference: parallel tempering"),
+        (reference, True, f"reference: {len(reference):,} frames, parallel tempering"),
     ]
     for ax, (one, weighted, title) in zip(axes, shown, strict=True):
         ramachandran(one, ax=ax, weighted=weighted, bins=48).set_title(title)
