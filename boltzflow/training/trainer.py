@@ -109,7 +109,7 @@ class Trainer:
         if not self.parameters:
             raise ValueError(f"{type(objective).__name__}: its Generator has no parameters that require a gradient.")
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.ema = ExponentialMovingAverage(objective.generator, decay=config.ema_decay)
         self._device = self.parameters[0].device

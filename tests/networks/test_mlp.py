@@ -3,7 +3,7 @@ import torch
 
 from boltzflow.networks import MLP, CoordinateFeatures, Linear, ResidualMLP
 from boltzflow.networks import linear as linear_module
-from boltzflow.networks.linear import product
+from boltzflow.networks.linear import affine_rows
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +42,12 @@ def test_linear_equals_torch(dtype, batch):
             torch.testing.assert_close(a, b)
 
 
-def test_product_goes_through_onednn_and_has_second_derivatives(monkeypatch):
-    a, b = torch.randn(4, 6, requires_grad=True), torch.randn(5, 6, requires_grad=True)
+def test_affine_rows_go_through_onednn_and_have_second_derivatives(monkeypatch):
+    a, b, c = (torch.randn(*shape, requires_grad=True) for shape in ((4, 6), (5, 6), (4,)))
 
     def gradients():
-        (first,) = torch.autograd.grad(product(a, b).pow(3).sum(), a, create_graph=True)
-        return first, *torch.autograd.grad(first.pow(2).sum(), (a, b))
+        (first,) = torch.autograd.grad(affine_rows(a, b, c).pow(3).sum(), a, create_graph=True)
+        return first, *torch.autograd.grad(first.pow(2).sum(), (a, b, c))
 
     fast = gradients()
     assert linear_module._ONEDNN is torch.backends.mkldnn.is_available()
