@@ -19,6 +19,7 @@ from boltzflow.objectives.objective import Objective, Step
 from boltzflow.run import Context, Ledger, make_rng, new_seed
 from boltzflow.state import State
 from boltzflow.training.ema import ExponentialMovingAverage
+from boltzflow.training.memory import keep_freed_memory
 from boltzflow.training.schedule import warmup_cosine
 
 __all__ = ["Trainer", "TrainingState"]
@@ -91,6 +92,7 @@ class Trainer:
                 f"{type(objective).__name__} needs training data, got none: give objective.data an ensemble file "
                 "(boltzflow simulate makes one), or set objective.likelihood to 0."
             )
+        keep_freed_memory()
         self.objective = objective
         self.config = config
         self.data = data if objective.needs_data else None
