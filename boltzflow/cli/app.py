@@ -1,6 +1,7 @@
 """The `boltzflow` command: its subcommands, and errors as one line."""
 
 import functools
+import importlib.metadata
 import logging
 import os
 import sys
@@ -9,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from boltzflow import __version__
 from boltzflow.errors import BoltzflowError
 
 __all__ = ["app", "main"]
@@ -53,7 +53,7 @@ def command(name: str) -> Callable[[Callable], Callable]:
 
 def _show_version(wanted: bool) -> bool:
     if wanted:
-        typer.echo(f"boltzflow {__version__}")
+        typer.echo(f"boltzflow {importlib.metadata.version('boltzflow')}")
         raise typer.Exit
     return wanted
 

@@ -126,9 +126,9 @@ class Generator(torch.nn.Module):
                 state, ratio = transition(state, here)
                 ratios.append(ratio)
                 total = total + ratio
-                failed = failed | torch.isnan(ratio.detach()) | (ratio.detach() == torch.inf)
                 continue
             u, state = here.energy(state)
+            failed = failed | _failures(total)
             log_w = _masked(total - u, failed)
             ancestors = transition.choose(log_w, rng)
             if ancestors is None:
@@ -138,7 +138,7 @@ class Generator(torch.nn.Module):
             state, failed, lineage = state.index(ancestors), failed[ancestors], lineage[ancestors]
             ratios = [r[ancestors] for r in ratios]
         target_energy, state = _energy(target, state, run)
-        failed = failed | _nonfinite_rows(state)
+        failed = failed | _failures(total) | _nonfinite_rows(state)
         log_weights = _masked(total - target_energy, failed)
         if not any(isinstance(t, BatchStep) for t in self.transitions):
             lineage = None
@@ -360,6 +360,11 @@ def _energy(target: Target, state: State, run: Run) -> tuple[Tensor, State]:
     if torch.is_grad_enabled() and any(v.requires_grad for v in state.fields.values()):
         return run.differentiable_energy(target, state), state
     return run.evaluate(target, state)
+
+
+def _failures(total: Tensor) -> Tensor:
+    # NaN and +inf of any ratio stay in the sum; −inf alone is a weight of zero that the path earned
+    return torch.isnan(total.detach()) | (total.detach() == torch.inf)
 
 
 def _nonfinite_rows(state: State) -> Tensor:

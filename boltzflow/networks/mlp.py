@@ -40,6 +40,11 @@ class MLP(torch.nn.Module):
         self.layers = torch.nn.Sequential(*layers)
         self.n_out = widths[-1] if n_out is None else n_out
 
+    @property
+    def linears(self) -> list[torch.nn.Linear]:
+        """The linear layers, in order."""
+        return [layer for layer in self.layers if isinstance(layer, torch.nn.Linear)]
+
     def forward(self, x: Float[Tensor, "batch n_in"]) -> Float[Tensor, "batch n_out"]:
         """Apply the layers."""
         return self.layers(x)

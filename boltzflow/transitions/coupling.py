@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from boltzflow._typing import Bool, Float, Float64, Tensor
-from boltzflow.networks.linear import Linear
+from boltzflow.networks.linear import Linear, silu_rows
 from boltzflow.networks.mlp import MLP, CoordinateFeatures, ResidualMLP
 from boltzflow.run import Run
 from boltzflow.state import State
@@ -165,7 +165,11 @@ class Conditioner(torch.nn.Module):
         x = self.features(rows.index_select(0, self.conditioning).t())
         if self.context:
             x = torch.cat([x, *[self._context_features(name, n, x, run) for name, n in self.context.items()]], dim=1)
-        return self.head(self.trunk(x)).t().reshape(self.n_parameters, len(self.transformed), -1)
+        if isinstance(self.head, Linear) and isinstance(self.trunk, MLP):
+            raw = silu_rows(x, [*self.trunk.linears, self.head])
+        else:
+            raw = self.head(self.trunk(x)).t()
+        return raw.reshape(self.n_parameters, len(self.transformed), -1)
 
     def _context_features(self, name: str, n: int, like: Tensor, run: Run) -> Tensor:
         if run.context is None or name not in run.context:

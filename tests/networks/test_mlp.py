@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from boltzflow.networks import MLP, CoordinateFeatures, Linear, ResidualMLP
-from boltzflow.networks import linear as linear_module
-from boltzflow.networks.linear import affine_rows
+from boltzflow.networks.linear import silu_rows
 
 
 @pytest.fixture(autouse=True)
@@ -42,18 +41,46 @@ def test_linear_equals_torch(dtype, batch):
             torch.testing.assert_close(a, b)
 
 
-def test_affine_rows_go_through_onednn_and_have_second_derivatives(monkeypatch):
-    a, b, c = (torch.randn(*shape, requires_grad=True) for shape in ((4, 6), (5, 6), (4,)))
+def silu_network(dtype):
+    torch.manual_seed(3)
+    layers = [Linear(6, 5, dtype=dtype), Linear(5, 7, dtype=dtype), Linear(7, 4, dtype=dtype)]
+    plain = [torch.nn.Linear(a.in_features, a.out_features, dtype=dtype) for a in layers]
+    for ours, theirs in zip(layers, plain, strict=True):
+        theirs.load_state_dict(ours.state_dict())
+    silu = torch.nn.SiLU
+    return layers, torch.nn.Sequential(plain[0], silu(), plain[1], silu(), plain[2])
 
-    def gradients():
-        (first,) = torch.autograd.grad(affine_rows(a, b, c).pow(3).sum(), a, create_graph=True)
-        return first, *torch.autograd.grad(first.pow(2).sum(), (a, b, c))
 
-    fast = gradients()
-    assert linear_module._ONEDNN is torch.backends.mkldnn.is_available()
-    monkeypatch.setattr(linear_module, "_ONEDNN", False)
-    for x, y in zip(fast, gradients(), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_silu_rows_are_the_network(dtype):
+    layers, plain = silu_network(dtype)
+    x = torch.randn(9, 6, dtype=dtype)
+    results = []
+    for function, modules in (
+        (lambda x: silu_rows(x, layers).t(), layers),
+        (plain, [m for m in plain if hasattr(m, "weight")]),
+    ):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf)
+        (y * torch.cos(y)).sum().backward()
+        results.append([y, leaf.grad, *[p.grad for m in modules for p in (m.weight, m.bias)]])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_silu_rows_have_second_derivatives_and_leave_frozen_parameters_alone():
+    layers, plain = silu_network(torch.float64)
+    x = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
+    first, expected = (
+        torch.autograd.grad(f(x).pow(3).sum(), x, create_graph=True)[0] for f in (lambda x: silu_rows(x, layers), plain)
+    )
+    second, expected_second = (torch.autograd.grad(g.pow(2).sum(), x)[0] for g in (first, expected))
+    torch.testing.assert_close(first, expected)
+    torch.testing.assert_close(second, expected_second)
+    layers[1].requires_grad_(requires_grad=False)
+    silu_rows(x, layers).sum().backward()
+    assert layers[1].weight.grad is None
+    assert layers[0].weight.grad is not None
 
 
 def test_coordinate_features():
