@@ -13,8 +13,8 @@ import torch
 from _record import record
 
 from boltzflow.analysis import delta_f, summary
-from boltzflow.run import make_rng
 from boltzflow.systems import load_system
+from boltzflow.workflow import path_log_weights
 
 ALPHA_L = (0.0, 130.0)
 
@@ -34,13 +34,8 @@ def main() -> None:
     generator = system.load_generator(checkpoint=options.checkpoint)
     reference = system.reference()
     ensemble = generator.sample(options.n, system.target, seed=options.seed)
-    state = reference.to_state(dtype=torch.float32)
-    with torch.no_grad():
-        parts = [
-            generator.trace_back(state.index(slice(i, i + 2000)), system.target, make_rng(0)).log_weights
-            for i in range(0, len(state), 2000)
-        ]
-    found = summary(ensemble, reference, path_log_weights=torch.cat(parts))
+    log_weights = path_log_weights(generator, reference, system.target)
+    found = summary(ensemble, reference, path_log_weights=log_weights)
 
     low, high = (angle * torch.pi / 180 for angle in ALPHA_L)
     model = delta_f(ensemble, "phi", states=[(low, high)])

@@ -14,10 +14,10 @@ import torch
 
 from boltzflow.analysis.observables import torsion_atoms
 from boltzflow.coordinates import InternalCoordinateMap
-from boltzflow.ensemble import Ensemble
-from boltzflow.io.provenance import Provenance, package_versions
+from boltzflow.io.provenance import package_versions
 from boltzflow.simulation import ParallelTempering, entries, independent_visits, molecule_kernels
 from boltzflow.systems import System, load_system
+from boltzflow.workflow import chains_to_ensemble
 
 TEMPERATURES = (300.0, 400.0, 540.0)
 ALPHA_L = (0.0, math.radians(130.0))
@@ -108,29 +108,9 @@ def main() -> None:
     (options.output / "reference.json").write_text(json.dumps(scalars, indent=2) + "\n")
     print(json.dumps(scalars, indent=2))
 
-    # The file holds float32 positions; its energies are those of the rounded ones.
-    n_frames, n_chains = result.reduced_energies.shape
-    positions = result.samples["positions"].flatten(0, 1).float()
-    energies = target.reduced_energy(target.state(positions.double()))
-    Ensemble(
-        samples={"positions": positions},
-        spaces=target.fields,
-        log_weights=torch.zeros_like(energies),
-        reduced_energies=energies,
-        target=target.name,
-        normalisation="none",
-        chain=result.chains.repeat(n_frames),
-        frame=result.frames.repeat_interleave(n_chains),
-        topology=system.topology,
-        provenance=Provenance(
-            seed=options.seed,
-            dtype="float64",
-            ledger=result.ledger.as_dict(),
-            seconds=result.seconds,
-            command=scalars["command"],
-            extra={"system": system.name, "temperature": system.temperature, "method": "pt"},
-        ),
-    ).save(options.output / "reference.h5")
+    n_frames = result.reduced_energies.numel()
+    ensemble = chains_to_ensemble(system, result, method="pt", seed=options.seed, wanted=n_frames)
+    ensemble.save(options.output / "reference.h5")
 
 
 if __name__ == "__main__":

@@ -20,20 +20,71 @@ from boltzflow.generators.generator import Generator
 from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from boltzflow.io.config import RunConfig
+from boltzflow.io.provenance import Provenance
 from boltzflow.objectives import build_objective
 from boltzflow.run import Ledger, make_rng, new_seed
+from boltzflow.simulation import ChainResult
 from boltzflow.state import State
 from boltzflow.systems import System, load_system
 from boltzflow.targets.target import Target
 from boltzflow.training import Trainer, TrainingState
 
-__all__ = ["path_log_weights", "sample_to_file", "train", "training_data"]
+__all__ = ["chains_to_ensemble", "path_log_weights", "sample_to_file", "train", "training_data"]
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_FRACTION = 0.01
 SAVE_EVERY = 30.0
 """Seconds between writes of an ensemble that is being sampled."""
+
+
+def chains_to_ensemble(system: System, result: ChainResult, *, method: str, seed: int, wanted: int) -> Ensemble:
+    """Frames of a simulation with equal weights, relabelled into the system's sector, in time order within chains.
+
+    Args:
+        system: What was simulated.
+        result: Its chains.
+        method: "pt" or "md", for the provenance.
+        seed: Of the simulation.
+        wanted: Frames that were asked for; fewer mark the ensemble as interrupted.
+
+    Returns:
+        An Ensemble of normalisation "none", positions in float32 with the energies of these rounded positions. Frames
+        that no relabelling brings into the sector have weight zero and count as `n_nonfinite`.
+    """
+    n_frames, n_chains = result.reduced_energies.shape
+    positions, n_relabelled = system.sector.relabel(result.samples["positions"].flatten(0, 1))
+    positions = positions.float()
+    target = system.target.to("cpu")
+    u = target.reduced_energy(target.state(positions.double()))
+    outside = ~torch.isfinite(u)
+    return Ensemble(
+        samples={"positions": positions},
+        spaces=target.fields,
+        log_weights=torch.where(outside, -torch.inf, torch.zeros_like(u)),
+        reduced_energies=u,
+        target=target.name,
+        normalisation="none",
+        chain=result.chains.repeat(n_frames),
+        frame=result.frames.repeat_interleave(n_chains),
+        topology=system.topology,
+        provenance=Provenance(
+            seed=seed,
+            dtype="float64",
+            ledger=result.ledger.as_dict(),
+            seconds=result.seconds,
+            n_nonfinite=int(outside.sum()),
+            interrupted=len(u) < wanted,
+            extra={
+                "system": system.name,
+                "source": system.source,
+                "temperature": system.temperature,
+                "method": method,
+                "n_relabelled": int(n_relabelled),
+                "simulation": json.loads(json.dumps(result.diagnostics)),
+            },
+        ),
+    )
 
 
 def training_data(

@@ -16,10 +16,10 @@ from boltzflow.cli.app import command
 from boltzflow.cli.common import as_device, as_seed, describe_device, output_file, positive
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import FormatError
-from boltzflow.io.provenance import Provenance
 from boltzflow.run import new_seed
 from boltzflow.simulation import ChainResult, ParallelTempering, molecule_kernels, series_diagnostics
 from boltzflow.systems import System, load_system
+from boltzflow.workflow import chains_to_ensemble
 
 __all__ = ["simulate"]
 
@@ -74,7 +74,7 @@ def simulate(
             max_temperature=max_temperature,
             seed=seed,
         )
-    ensemble = _ensemble(system, result, method=method, seed=seed, wanted=n_frames * chains)
+    ensemble = chains_to_ensemble(system, result, method=method, seed=seed, wanted=n_frames * chains)
     ensemble.save(output)
     _report(ensemble, result, output, as_json=as_json)
     if ensemble.provenance.interrupted:
@@ -141,48 +141,13 @@ def _parallel_tempering(
     )
 
 
-def _ensemble(system: System, result: ChainResult, *, method: str, seed: int, wanted: int) -> Ensemble:
-    """Frames in the system's sector with equal weights, time order within chains; energies are those of the file."""
-    n_frames, n_chains = result.reduced_energies.shape
-    positions, _ = system.sector.relabel(result.samples["positions"].flatten(0, 1))
-    # float32 halves the file; the energies are those of the rounded positions
-    positions = positions.float()
-    target = system.target.to("cpu")
-    u = target.reduced_energy(target.state(positions.double()))
-    outside = ~torch.isfinite(u)
-    return Ensemble(
-        samples={"positions": positions},
-        spaces=target.fields,
-        log_weights=torch.where(outside, -torch.inf, torch.zeros_like(u)),
-        reduced_energies=u,
-        target=target.name,
-        normalisation="none",
-        chain=result.chains.repeat(n_frames),
-        frame=result.frames.repeat_interleave(n_chains),
-        topology=system.topology,
-        provenance=Provenance(
-            seed=seed,
-            dtype="float64",
-            ledger=result.ledger.as_dict(),
-            seconds=result.seconds,
-            n_nonfinite=int(outside.sum()),
-            interrupted=len(u) < wanted,
-            extra={
-                "system": system.name,
-                "source": system.source,
-                "temperature": system.temperature,
-                "method": method,
-                "simulation": json.loads(json.dumps(result.diagnostics)),
-            },
-        ),
-    )
-
-
 def _report(ensemble: Ensemble, result: ChainResult, output: Path, *, as_json: bool) -> None:
     series = result.diagnostics["series"]["reduced_energy"]
+    relabelled, outside = ensemble.provenance.extra["n_relabelled"], ensemble.provenance.n_nonfinite
     if as_json:
         found = {"system": ensemble.target, "n": len(ensemble), "output": str(output), "seconds": result.seconds}
         costs = {"n_energy": ensemble.provenance.n_energy, "n_force": ensemble.provenance.n_force}
+        costs |= {"n_relabelled": relabelled, "n_outside_sector": outside}
         typer.echo(json.dumps({**found, **costs, **result.diagnostics}, indent=2, default=str))
         return
     stopped = " (interrupted)" if ensemble.provenance.interrupted else ""
@@ -190,6 +155,8 @@ def _report(ensemble: Ensemble, result: ChainResult, output: Path, *, as_json: b
     typer.echo(f"  mean reduced energy  {ensemble.mean_reduced_energy()}")
     typer.echo(f"  R-hat of the energy  {series['split_r_hat']:.4f}")
     typer.echo(f"  effective frames     {series['n_effective']:.0f}")
+    if relabelled or outside:
+        typer.echo(f"  labelling sector     {relabelled} frames relabelled into it, {outside} outside with weight zero")
     if "swap_rates" in result.diagnostics:
         typer.echo(f"  swap rates           {' '.join(f'{rate:.2f}' for rate in result.diagnostics['swap_rates'])}")
         typer.echo(f"  round trips          {result.diagnostics['round_trips']}")

@@ -19,7 +19,7 @@ class CoverageLikelihood(Objective):
     the tolerance they are left to other terms. A basin of probability 10⁻³ that the model holds too thin weighs next to
     nothing in the likelihood and in the reverse KL divergence; here it weighs as much as it spoils the weights.
 
-    Coefficients are found for the whole batch without gradients, with Z from E_p[1/w] = 1; then `n_selected` rows are
+    Coefficients are found for the whole batch without gradients, with Z from E_p[1/w] = 1; then rows are
     drawn in proportion to them. Energies of the data are evaluated, and counted.
 
     Args:

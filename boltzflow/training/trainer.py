@@ -90,7 +90,7 @@ class Trainer:
         if objective.needs_data and data is None:
             raise ValueError(
                 f"{type(objective).__name__} needs training data, got none: give objective.data an ensemble file "
-                "(boltzflow simulate makes one), or set objective.likelihood to 0."
+                "(boltzflow simulate makes one), or set objective.likelihood and objective.coverage to 0."
             )
         keep_freed_memory()
         self.objective = objective

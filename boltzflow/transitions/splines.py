@@ -69,8 +69,7 @@ def rq_bin_inverse(y, left, right, bottom, top, d_left, d_right):
     """Inverse of `rq_bin` and the logarithm of its derivative, −log dy/dx.
 
     With r = (y − bottom)/height and q = d_left (1−r) − d_right r the discriminant of eq. 29 is q² + 4 r(1−r) s², a sum
-    of
-    squares: no cancellation. The root is taken in the form that also adds positive numbers only, for either sign of q.
+    of squares: no cancellation. The root is taken in the form that adds positive numbers only, for either sign of q.
 
     Args:
         y: Points in [bottom, top].
