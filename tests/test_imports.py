@@ -34,12 +34,14 @@ ARROWS = {
     "simulation": {"transitions", "targets", "ensemble"},
     "objectives": {"generators"},
     "training": {"objectives", "simulation", "io"},
-    "analysis": {"ensemble"},
+    "analysis": {"ensemble", "simulation"},
     "systems": {"generators"},
+    "citation": {"ensemble", "io"},
     "testing": {"generators"},
+    "preparation": {"systems", "simulation"},
     "workflow": {"systems", "training"},
     "__main__": {"cli"},
-    "cli": {"workflow", "analysis"},
+    "cli": {"workflow", "analysis", "preparation", "citation"},
 }
 
 
