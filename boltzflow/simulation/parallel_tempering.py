@@ -12,7 +12,8 @@ import torch
 
 from boltzflow._typing import Float64, Tensor
 from boltzflow.errors import CheckpointMismatchError
-from boltzflow.run import Context, Ledger, Run, make_rng, new_seed
+from boltzflow.io.provenance import method_names
+from boltzflow.run import Context, Ledger, Level, Run, make_rng, new_seed
 from boltzflow.simulation.diagnostics import series_diagnostics
 from boltzflow.simulation.relaxation import relax
 from boltzflow.simulation.result import ChainResult
@@ -103,17 +104,32 @@ class ParallelTempering:
             raise ValueError(
                 f"temperatures: expected rising positive numbers, the target's first; got {list(temperatures)}."
             )
+        self.temperatures = ladder.tolist()
+        self._betas = (ladder[0] / ladder).to(start.device)
+        self._start(target, start, len(ladder), n_chains, kernels, observables, context, n_relax, seed)
+
+    def _start(
+        self,
+        target: Target,
+        start: State,
+        n_rungs: int,
+        n_chains: int,
+        kernels: Sequence[MetropolisKernel],
+        observables: Mapping[str, Observable] | None,
+        context: Context | None,
+        n_relax: int,
+        seed: int | None,
+    ) -> None:
+        """Everything but the energies of the rungs: relaxed walkers, copies of the kernels, counters at zero."""
         if n_chains < 1:
             raise ValueError(f"n_chains: expected at least 1, got {n_chains}.")
         if not kernels:
             raise ValueError("kernels: expected at least one, got none.")
-        self.target, self.n_chains, self.n_rungs = target, n_chains, len(ladder)
-        self.temperatures = ladder.tolist()
+        self.target, self.n_chains, self.n_rungs = target, n_chains, n_rungs
         self.kernels = [copy.deepcopy(k) for k in kernels]
         self.observables = dict(observables or {})
         self.seed = new_seed() if seed is None else seed
         self._device = start.device
-        self._betas = (ladder[0] / ladder).to(self._device)
         self._run = Run(make_rng(self.seed, device=self._device), context=context)
         n_rows = self.n_rungs * n_chains
         if len(start) not in (1, n_chains, n_rows):
@@ -135,6 +151,13 @@ class ParallelTempering:
         """Evaluations up to now."""
         return self._run.ledger
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds the references of what it does; with one temperature no exchanges."""
+        exchange = ("ParallelTempering",) if self.n_rungs > 1 else ()
+        adapted = ("step size adaptation",) if self._tuned else ()
+        return tuple(method_names(*exchange, *adapted, *self.kernels, self.target))
+
     def _reset(self) -> None:
         """Start counting anew."""
         zeros = torch.zeros(max(self.n_rungs - 1, 0), dtype=torch.float64, device=self._device)
@@ -143,11 +166,15 @@ class ParallelTempering:
         self._accepted = torch.zeros(len(self.kernels), self.n_rungs, dtype=torch.float64, device=self._device)
         self._counted = 0
 
+    def _level(self, rows: Tensor) -> Level:
+        """The energy of every walker, given the rung that it is on."""
+        return TemperedRows(self.target, self._betas[rows])
+
     def _sweep(self) -> Tensor:
         """All kernels, then swaps of one parity; returns the mean acceptance by kernel and rung."""
         rung = self._walker_at.argsort(0)
         rows = rung.flatten()
-        run = self._run.at(TemperedRows(self.target, self._betas[rows]))
+        run = self._run.at(self._level(rows))
         acceptance = torch.zeros_like(self._accepted)
         for i, kernel in enumerate(self.kernels):
             if i in self.step_sizes:
@@ -161,11 +188,14 @@ class ParallelTempering:
             self._swap(self._sweeps % 2)
         return acceptance
 
-    def _swap(self, parity: int) -> None:
+    def _exchange(self, parity: int) -> tuple[Tensor, Tensor]:
+        """Walkers by rung after trial swaps of one parity, and which were accepted."""
         u, self._state = self._run.evaluate(self.target, self._state)
-        self._walker_at, accept = swap_neighbours(
-            self._walker_at, u.reshape(self.n_rungs, self.n_chains), self._betas, parity=parity, rng=self._run.rng
-        )
+        u = u.reshape(self.n_rungs, self.n_chains)
+        return swap_neighbours(self._walker_at, u, self._betas, parity=parity, rng=self._run.rng)
+
+    def _swap(self, parity: int) -> None:
+        self._walker_at, accept = self._exchange(parity)
         self._swaps[parity::2] += accept.double().mean(1)
         self._tried[parity::2] += 1
         rung = self._walker_at.argsort(0)
@@ -273,6 +303,7 @@ class ParallelTempering:
             diagnostics,
             copy.deepcopy(self.ledger),
             time.perf_counter() - began,
+            self.methods,
         )
 
     def diagnostics(self) -> dict[str, Any]:
