@@ -166,6 +166,10 @@ class ParallelTempering:
         self._accepted = torch.zeros(len(self.kernels), self.n_rungs, dtype=torch.float64, device=self._device)
         self._counted = 0
 
+    def _rungs(self) -> dict[str, Any]:
+        """What tells the rungs apart, in plain numbers."""
+        return {"temperatures": self.temperatures}
+
     def _level(self, rows: Tensor) -> Level:
         """The energy of every walker, given the rung that it is on."""
         return TemperedRows(self.target, self._betas[rows])
@@ -309,7 +313,7 @@ class ParallelTempering:
     def diagnostics(self) -> dict[str, Any]:
         """Since the burn-in: swap rate by pair, round trips, acceptance and step size by kernel and temperature."""
         return {
-            "temperatures": self.temperatures,
+            **self._rungs(),
             "n_sweeps": self._counted,
             "swap_rates": (self._swaps / self._tried.clamp(min=1)).tolist(),
             "round_trips": int(self._trips),
@@ -321,7 +325,7 @@ class ParallelTempering:
     def _identity(self) -> dict[str, Any]:
         return {
             "target": self.target.name,
-            "temperatures": self.temperatures,
+            **self._rungs(),
             "n_chains": self.n_chains,
             "kernels": [type(k).__name__ for k in self.kernels],
             "seed": self.seed,
