@@ -48,6 +48,7 @@ class SystemDefinition(BaseModel):
     topology: str = Field("topology.pdb", description="Topology, with a relaxed structure that fixes the sector.")
     data: str | None = Field(None, description="Folder of references and checkpoints; None = the one that ships.")
     recipe: str | None = Field(None, description="Recipe that made checkpoint.pt.")
+    forcefield: tuple[str, ...] = Field((), description="Its parameters, by the names of OpenMM files.")
     energies: tuple[float, ...] = Field((), description="OpenMM energies of `probe_positions`, kJ/mol; verified.")
 
 
@@ -216,6 +217,7 @@ class System:
             sector=self.sector.contains,
             sector_description=self.sector.describe([f"{a.residue}-{a.name}" for a in self.topology.atoms]),
             topology=self.topology,
+            origin=("OpenMM", "MDTraj", *self.definition.forcefield),
             name=self.name,
         )
         # registered, so that target.to(device) moves the buffers of the sector as well
@@ -293,6 +295,7 @@ class System:
         )
         generator = build_generator(trained_for, checkpoint.config.generator, dtype=dtype, device=device)
         checkpoint.load_into(generator)
+        generator.trained_by = checkpoint.methods
         return generator.eval()
 
     def find_checkpoint(self, recipe: str | None = None) -> Path:

@@ -20,7 +20,7 @@ from boltzflow.generators.generator import Generator
 from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from boltzflow.io.config import RunConfig
-from boltzflow.io.provenance import Provenance
+from boltzflow.io.provenance import Provenance, method_names
 from boltzflow.objectives import build_objective
 from boltzflow.run import Ledger, make_rng, new_seed
 from boltzflow.simulation import ChainResult
@@ -75,6 +75,7 @@ def chains_to_ensemble(system: System, result: ChainResult, *, method: str, seed
             seconds=result.seconds,
             n_nonfinite=int(outside.sum()),
             interrupted=len(u) < wanted,
+            methods=method_names(*result.methods, target),
             extra={
                 "system": system.name,
                 "source": system.source,
@@ -178,7 +179,15 @@ def train(
     if earlier is not None:
         earlier.load_into(generator)
     trainer = Trainer(objective, settings, data=data, metrics=metrics)
+    # what trained the model, as its cost, includes earlier stages and the making of the data
+    methods = method_names(
+        *config.objective.methods,
+        "AdamW",
+        *(earlier.methods if earlier else ()),
+        *(ensemble.provenance.methods if digest is not None else ()),
+    )
     if continues:
+        methods = list(load_checkpoint(checkpoint_file).methods)
         _restore(trainer, checkpoint_file, system, config, digest)
     else:
         # what a model cost counts from the first evaluation: earlier stages, and data that they have not counted yet
@@ -201,11 +210,13 @@ def train(
             config=config,
             averaged=trainer.ema.shadow,
             training=asdict(trainer.state()),
+            methods=methods,
         )
 
     logger.info("training %s on %s (%s), seed %d", system.name, settings.device, settings.dtype, trainer.seed)
     trainer.run(on_checkpoint=write, progress=progress)
     load_checkpoint(checkpoint_file, system).load_into(generator)
+    generator.trained_by = tuple(methods)
     return generator.eval()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from boltzflow.ensemble import Ensemble, Provenance
 from boltzflow.errors import LowOverlapError
+from boltzflow.io.provenance import method_names
 from boltzflow.run import Context, EnergyModel, Run, make_rng
 from boltzflow.statistics.weights import kish_ess
 
@@ -67,11 +68,11 @@ def reweight(ensemble: Ensemble, target: EnergyModel, *, context: Context | None
         context=context,
         base=base,
         normalisation=f"relative to {base}" if from_simulation else ensemble.normalisation,
-        provenance=_provenance(ensemble, run, seconds=time.perf_counter() - started, n_nonfinite=lost),
+        provenance=_provenance(ensemble, run, target=target, seconds=time.perf_counter() - started, n_nonfinite=lost),
     )
 
 
-def _provenance(ensemble: Ensemble, run: Run, *, seconds: float, n_nonfinite: int) -> Provenance:
+def _provenance(ensemble: Ensemble, run: Run, *, target: EnergyModel, seconds: float, n_nonfinite: int) -> Provenance:
     old = ensemble.provenance
     costs = Provenance.merged([old, Provenance(ledger=run.ledger.as_dict(), device=old.device, dtype=old.dtype)])
     return replace(
@@ -79,5 +80,6 @@ def _provenance(ensemble: Ensemble, run: Run, *, seconds: float, n_nonfinite: in
         ledger=costs.ledger,
         seconds=old.seconds + seconds,
         n_nonfinite=old.n_nonfinite + n_nonfinite,
+        methods=method_names(old, "reweight", target),
         extra={**old.extra, "reweighted_from": ensemble.target, "ess_before": ensemble.ess()},
     )

@@ -45,6 +45,11 @@ class CompiledForceField(nn.Module):
         return "compiled" if on_cpu and self.eager.dtype in DTYPES and library() is not None else "eager"
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """See `ForceField.methods`."""
+        return self.eager.methods
+
+    @property
     def n_atoms(self) -> int:
         """Number of atoms."""
         return self.eager.n_atoms

@@ -119,6 +119,11 @@ class GeneralizedBorn(Term):
             energy = energy + self.options["surface"] * area.sum(0, dtype=torch.float64)
         return energy
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """See `Term.methods`."""
+        return ("GeneralizedBorn", "ACE surface area") if self.options["surface"] else ("GeneralizedBorn",)
+
 
 @register_force("GBSAOBCForce")
 def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:

@@ -71,6 +71,11 @@ class ForceField(nn.Module):
         self.register_buffer("_ij", all_pairs(n_atoms), persistent=False)
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds the references of its terms."""
+        return tuple(dict.fromkeys(name for term in self.terms for name in term.methods))
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the parameters and of the arithmetic."""
         return self._dtype.dtype

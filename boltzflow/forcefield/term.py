@@ -6,14 +6,11 @@ import torch
 from torch import nn
 
 from boltzflow._typing import Float, Float64, Tensor
+from boltzflow.forcefield.geometry import distance
 
 __all__ = ["TERMS", "Term", "all_pairs", "pair_distances"]
 
 TERMS: dict[str, type["Term"]] = {}
-
-# Added to squared lengths under a square root: far below any physical length (1e-12 nm), it makes the gradient at
-# exactly zero distance zero instead of NaN.
-TINY_SQUARED = 1e-24
 
 
 def all_pairs(n_atoms: int) -> Tensor:
@@ -23,8 +20,7 @@ def all_pairs(n_atoms: int) -> Tensor:
 
 def pair_distances(x: Float[Tensor, "3 n_atoms batch"], i: Tensor, j: Tensor) -> Float[Tensor, "n_pairs batch"]:
     """Return the distances (nm) between the atoms ``i`` and ``j``, both (n_pairs,)."""
-    d = x.index_select(1, i) - x.index_select(1, j)
-    return (d.square().sum(0) + TINY_SQUARED).sqrt()
+    return distance(x.index_select(1, i), x.index_select(1, j))
 
 
 class Term(nn.Module):
@@ -75,6 +71,11 @@ class Term(nn.Module):
         x = positions.permute(2, 1, 0).contiguous()
         r = pair_distances(x, *all_pairs(x.shape[1]).to(x.device)) if self.uses_pairs else None
         return self.energy(x, r)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds the references of this term."""
+        return (type(self).__name__,)
 
     def extra_repr(self) -> str:
         """Name the options and the sizes of the parameters."""

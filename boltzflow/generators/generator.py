@@ -11,6 +11,7 @@ from boltzflow._typing import Bool, Float64, Int, Tensor
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import NonFiniteEnergyError
 from boltzflow.generators.shards import shard_ensemble
+from boltzflow.io.provenance import method_names
 from boltzflow.paths import GeometricPath, Path
 from boltzflow.run import Context, Ledger, Run, make_rng, new_seed
 from boltzflow.state import State
@@ -65,6 +66,9 @@ class Generator(torch.nn.Module):
         base: Where paths start. It is not a submodule: checkpoints hold Transitions only.
         transitions: In generative order (base → target).
         path: Makes the annealing path between base and target for Transitions that stand at a level.
+
+    Attributes:
+        trained_by: What trained it, by the names that `boltzflow.cite` knows; recorded in its ensembles.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Generator(torch.nn.Module):
         super().__init__()
         self.transitions = torch.nn.ModuleList(transitions)
         self.path = path
+        self.trained_by: tuple[str, ...] = ()
         # A plain tuple hides the base from nn.Module registration.
         self._base = (base,)
 
@@ -89,6 +94,14 @@ class Generator(torch.nn.Module):
         """Move the base together with the parameters."""
         self.base._apply(fn)
         return super()._apply(fn, recurse)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds the references of its parts, its path and its training."""
+        levels = any(t.level is not None for t in self.transitions)
+        # a path with arguments is a functools.partial
+        path = [getattr(self.path, "func", self.path).__name__] if levels else []
+        return tuple(method_names("Generator", self.base, *self.transitions, *path, *self.trained_by))
 
     @property
     def is_bijective(self) -> bool:
@@ -318,6 +331,7 @@ class Generator(torch.nn.Module):
                 group_by_population=populations,
                 context=context,
                 seconds=time.perf_counter() - started,
+                methods=method_names(self, target),
             )
 
 

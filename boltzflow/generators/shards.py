@@ -25,6 +25,7 @@ def shard_ensemble(
     group_by_population: bool,
     context: Context | None,
     seconds: float,
+    methods: list[str],
 ) -> Ensemble:
     """Make the Ensemble of one shard.
 
@@ -36,6 +37,7 @@ def shard_ensemble(
         group_by_population: Whether resampled rows are grouped by population (many of them) or by lineage (few).
         context: Context of the run.
         seconds: Time that the shard took.
+        methods: What was used, for the provenance.
 
     Raises:
         NonFiniteEnergyError: If a log-weight is +inf.
@@ -84,5 +86,6 @@ def shard_ensemble(
             seconds=seconds,
             n_nonfinite=n_nonfinite,
             n_failed=n_failed,
+            methods=methods,
         ),
     )

@@ -3,7 +3,7 @@
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -49,6 +49,8 @@ class Checkpoint:
         cost: step, seed, seconds and ledger of the training and the digests of its data, which also a stripped
             checkpoint has.
         versions: Of Python and the packages that matter, at the time of writing.
+        methods: What trained it, earlier stages and the making of its data included, by the names that
+            `boltzflow.cite` knows; of files that do not record it, what the configuration says.
     """
 
     config: RunConfig
@@ -60,6 +62,7 @@ class Checkpoint:
     training: Mapping[str, Any] | None = None
     cost: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    methods: tuple[str, ...] = ()
 
     def load_into(self, generator: torch.nn.Module, *, averaged: bool = True) -> None:
         """Copy the parameters into a Generator that was built from `config.generator`.
@@ -90,6 +93,7 @@ def save_checkpoint(
     config: RunConfig,
     averaged: Mapping[str, Tensor] | None = None,
     training: Mapping[str, Any] | None = None,
+    methods: Sequence[str] = (),
 ) -> None:
     """Write a checkpoint atomically: a kill or a full disk leaves the previous file.
 
@@ -100,6 +104,7 @@ def save_checkpoint(
         config: The run; it must rebuild the Generator.
         averaged: Moving average of the parameters by name.
         training: Tensors and plain values from which the run continues.
+        methods: What trained it, by the names that `boltzflow.cite` knows.
     """
     content = {
         "format": FORMAT,
@@ -111,6 +116,7 @@ def save_checkpoint(
         "training": training,
         "cost": {key: training[key] for key in _COST if key in training} if training else {},
         "versions": package_versions(),
+        "methods": list(methods),
     }
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
@@ -138,8 +144,9 @@ def load_checkpoint(path: str | os.PathLike, system: Identity | None = None) -> 
         )
     try:
         made_for = content["system"]
+        config = parse_config(content["config"], origin=f"configuration inside checkpoint {path}")
         checkpoint = Checkpoint(
-            config=parse_config(content["config"], origin=f"configuration inside checkpoint {path}"),
+            config=config,
             system=made_for["name"],
             fingerprint=made_for["fingerprint"],
             temperature=made_for["temperature"],
@@ -148,6 +155,7 @@ def load_checkpoint(path: str | os.PathLike, system: Identity | None = None) -> 
             training=content["training"],
             cost=content.get("cost", {}),
             versions=content["versions"],
+            methods=tuple(content.get("methods", config.objective.methods)),
         )
     except KeyError as error:
         # UnknownNameError is a KeyError, too

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-__all__ = ["Provenance", "package_versions"]
+__all__ = ["Provenance", "method_names", "package_versions"]
 
 PACKAGES = ("boltzflow", "torch", "openmm", "mdtraj", "numpy")
 
@@ -30,6 +30,19 @@ def _installed() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def method_names(*parts: Any) -> list[str]:
+    """Names under which `boltzflow.cite` looks up what was used, each once, in the order of first use.
+
+    Args:
+        *parts: Names; objects with `methods` (a Generator, a MoleculeTarget, a term), which give those; any other
+            object gives the name of its class.
+    """
+    names: list[str] = []
+    for part in parts:
+        names += [part] if isinstance(part, str) else getattr(part, "methods", (type(part).__name__,))
+    return list(dict.fromkeys(names))
 
 
 def _now() -> str:
@@ -53,6 +66,7 @@ class Provenance:
         n_nonfinite: Rows with a non-finite energy (weight zero).
         n_failed: Rows in which the model failed (weight zero, which biases).
         interrupted: Whether sampling was stopped before all rows were made.
+        methods: What was used, by the names that `boltzflow.cite` knows; see `method_names`.
         command: Command line; this process's by default.
         created: ISO time; now by default.
         versions: Of Python and packages; the present ones by default.
@@ -67,6 +81,7 @@ class Provenance:
     n_nonfinite: int = 0
     n_failed: int = 0
     interrupted: bool = False
+    methods: list[str] = field(default_factory=list)
     command: str = field(default_factory=_command)
     created: str = field(default_factory=_now)
     versions: dict[str, str] = field(default_factory=package_versions)
@@ -95,7 +110,7 @@ class Provenance:
 
     @classmethod
     def merged(cls, parts: Sequence["Provenance"]) -> "Provenance":
-        """Costs and counts added, seeds listed, differing devices joined; versions and extra of the first."""
+        """Costs and counts added, seeds and methods listed, devices joined; versions and extra of the first."""
         first = parts[0]
         ledger: dict[str, dict[str, int]] = {}
         for part in parts:
@@ -113,6 +128,7 @@ class Provenance:
             n_nonfinite=sum(p.n_nonfinite for p in parts),
             n_failed=sum(p.n_failed for p in parts),
             interrupted=any(p.interrupted for p in parts),
+            methods=method_names(*parts),
             versions=first.versions,
             extra=first.extra,
         )

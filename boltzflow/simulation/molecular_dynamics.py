@@ -127,4 +127,5 @@ def molecular_dynamics(
         diagnostics | {"series": series_diagnostics({"reduced_energy": u})},
         ledger,
         time.perf_counter() - began,
+        ("molecular_dynamics", "OpenMM"),
     )

@@ -23,6 +23,7 @@ class ChainResult:
         diagnostics: Plain numbers and lists: swap rates, round trips, acceptance, inefficiencies, R-hat.
         ledger: Evaluations of the whole simulation up to now, burn-in included.
         seconds: Wall time of this run.
+        methods: What was used, by the names that `boltzflow.cite` knows.
     """
 
     samples: dict[str, Tensor]
@@ -33,3 +34,4 @@ class ChainResult:
     diagnostics: dict[str, Any] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     seconds: float = 0.0
+    methods: tuple[str, ...] = ()

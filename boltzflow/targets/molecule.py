@@ -1,6 +1,6 @@
 """A molecule at a temperature: a potential in kJ/mol as a reduced energy over positions modulo rigid motions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 
 import torch
@@ -36,6 +36,7 @@ class MoleculeTarget(Target):
             labelling of identical hydrogens); None for all.
         sector_description: What the sector fixes and how log Z counts it.
         topology: OpenMM or mdtraj topology, stored with ensembles.
+        origin: What the potential comes from, by the names that `boltzflow.cite` knows: "OpenMM", force-field files.
         name: Shown in ledgers and errors.
 
     Raises:
@@ -53,6 +54,7 @@ class MoleculeTarget(Target):
         sector: Callable[[Tensor], Tensor] | None = None,
         sector_description: str = "none: all configurations",
         topology: object | None = None,
+        origin: Sequence[str] = (),
         name: str = "molecule",
     ) -> None:
         super().__init__({"positions": Space("line", (n_atoms, 3), dimension=max(3 * n_atoms - 6, 1))}, name=name)
@@ -62,6 +64,12 @@ class MoleculeTarget(Target):
         self.sector = sector
         self.sector_description = sector_description
         self.topology = topology
+        self.origin = tuple(origin)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds the references of the potential."""
+        return (*getattr(self.potential, "methods", (type(self.potential).__name__,)), *self.origin)
 
     def _beta(self, context: Context | None) -> float:
         temperature = self.temperature if context is None or "temperature" not in context else context["temperature"]

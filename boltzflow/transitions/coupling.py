@@ -86,6 +86,11 @@ class SplineCoupling(Bijection):
         """The exact inverse, with its log|det|."""
         return self._apply_spline(state, run, inverse=True)
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds its references."""
+        return ("SplineCoupling", "circular spline") if bool(self.circle.any()) else ("SplineCoupling",)
+
     def _apply_spline(self, state: State, run: Run, *, inverse: bool) -> tuple[State, Float64[Tensor, " batch"]]:
         # Coordinates stay contiguous rows from one coupling to the next: (batch, d) below is a transposed view.
         rows = state[self.field].t().contiguous()

@@ -75,6 +75,11 @@ class ElementwiseSpline(Bijection):
         last = torch.where(self.line, zero, torch.where(self.circle, raw[:, :1], raw[:, -1:]))
         return *sides, positive(torch.cat([first, raw[:, 1:-1], last], dim=1), self.min_derivative)
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds its references."""
+        return ("ElementwiseSpline", "circular spline") if bool(self.circle.any()) else ("ElementwiseSpline",)
+
     def _apply_spline(self, state: State, *, inverse: bool) -> tuple[State, Float64[Tensor, " batch"]]:
         rows = state[self.field].t().contiguous()
         turn = torch.where(self.circle, self.raw[:, -1:], 0.0) / (2.0 * torch.pi)
