@@ -4,12 +4,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from boltzflow.analysis.reference import compare
 from boltzflow.ensemble import Ensemble
 from boltzflow.estimate import Estimate
+from boltzflow.statistics.chains import effective_samples, split_rhat
 from boltzflow.statistics.weights import ArrayLike
 
-__all__ = ["summary"]
+__all__ = ["chain_series", "summary"]
 
 
 def summary(
@@ -27,8 +30,9 @@ def summary(
     Returns:
         system, n, ess, ess_fraction, pareto_k, log_z, log_z_error, normalisation, mean_reduced_energy,
         mean_reduced_energy_error, elbo, elbo_error, n_energy, n_force, n_nonfinite, n_failed, seconds, device, seed,
-        target, base, context, interrupted, warnings; with a reference also forward_ess_fraction, eubo, eubo_error,
-        eubo_minus_elbo, n_failed_reference.
+        target, base, context, interrupted, warnings; of chains also n_chains, r_hat and n_effective (of the reduced
+        energy) and, if there was a ladder of temperatures, round_trips; with a reference also forward_ess_fraction,
+        eubo, eubo_error, eubo_minus_elbo, n_failed_reference.
 
     Raises:
         ValueError: If a reference comes without its paths.
@@ -78,6 +82,8 @@ def summary(
         "context": ensemble.context,
         "interrupted": provenance.interrupted,
     }
+    if ensemble.chain is not None:
+        result.update(_of_chains(ensemble, attempt))
     if reference is not None:
         found = attempt("reference", lambda: compare(ensemble, reference, path_log_weights=path_log_weights))
         result["forward_ess_fraction"] = None if found is None else found.forward_ess_fraction
@@ -87,6 +93,41 @@ def summary(
         result["eubo_minus_elbo"] = None if found is None else found.gap.value
     result["warnings"] = list(dict.fromkeys(warnings))
     return result
+
+
+def chain_series(ensemble: Ensemble, values: np.ndarray) -> list[np.ndarray]:
+    """An observable along every chain in the order of time; rows where it is not finite are left out.
+
+    Args:
+        ensemble: Of chains.
+        values: Shape (n,).
+
+    Returns:
+        One array per chain.
+
+    Raises:
+        ValueError: If the ensemble knows of no chains.
+    """
+    if ensemble.chain is None:
+        raise ValueError("chain_series: the rows of this ensemble are not frames of chains.")
+    time = np.arange(len(ensemble)) if ensemble.frame is None else ensemble.frame
+    rows = np.lexsort((time, ensemble.chain))
+    rows = rows[np.isfinite(values[rows])]
+    _, starts = np.unique(ensemble.chain[rows], return_index=True)
+    return np.split(values[rows], starts[1:])
+
+
+def _of_chains(ensemble: Ensemble, attempt: Callable[[str, Callable[[], Any]], Any]) -> dict[str, Any]:
+    """How well the chains have mixed, by their energy."""
+    chains = chain_series(ensemble, ensemble.reduced_energies)
+    length = min(len(chain) for chain in chains)
+    found = {
+        "n_chains": len(chains),
+        "r_hat": _finite(attempt("r_hat", lambda: split_rhat([chain[:length] for chain in chains]))),
+        "n_effective": attempt("n_effective", lambda: effective_samples(chains)),
+    }
+    simulation = ensemble.provenance.extra.get("simulation") or {}
+    return found | ({"round_trips": simulation["round_trips"]} if "round_trips" in simulation else {})
 
 
 def _pair(name: str, estimate: Estimate | None) -> dict[str, float | None]:

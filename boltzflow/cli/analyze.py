@@ -11,19 +11,17 @@ from boltzflow.analysis.free_energy import delta_f, free_energy_report, parse_st
 from boltzflow.analysis.observables import collective_variable
 from boltzflow.analysis.reweight import reweight as reweight_ensemble
 from boltzflow.analysis.summary import summary
+from boltzflow.analysis.verdict import HEADLINES, verdict
 from boltzflow.cli.app import command
-from boltzflow.cli.common import checkpoint_of, output_file
+from boltzflow.cli.common import output_file, paths_of, reference_of, system_of
 from boltzflow.ensemble import Ensemble
-from boltzflow.errors import FormatError, UnknownNameError
+from boltzflow.errors import FormatError
 from boltzflow.estimate import Estimate
-from boltzflow.systems import System, load_system
-from boltzflow.workflow import path_log_weights
+from boltzflow.systems import load_system
 
 __all__ = ["analyze", "free_energy", "reweight"]
 
 logger = logging.getLogger(__name__)
-
-RELIABLE_K = 0.7
 
 File = Annotated[Path, typer.Argument(metavar="ENSEMBLE", help="HDF5 file of an ensemble.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -38,13 +36,10 @@ def analyze(
 ) -> None:
     """Diagnostics of an ensemble: effective samples, weight tail, log Z, costs; with a reference what it misses."""
     ensemble = Ensemble.load(file)
-    compared = None if no_reference else _paths_of_reference(ensemble, reference)
-    if compared is None:
-        found = summary(ensemble)
-    else:
-        found = summary(ensemble, compared[0], path_log_weights=compared[1])
+    other, paths = (None, None) if no_reference else _paths_of_reference(ensemble, reference)
+    found = summary(ensemble, other, path_log_weights=paths)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps({**found, "verdict": HEADLINES[verdict(found).level]}, indent=2))
         return
     typer.echo("\n".join(_lines(found, ensemble, file)))
 
@@ -97,35 +92,19 @@ def reweight(
     typer.echo(f"{output}: {ensemble.target} -> {found.target}, ESS {found.ess():.0f} ({found.ess_fraction():.1%})")
 
 
-def _paths_of_reference(ensemble: Ensemble, reference: Path | None) -> tuple[Ensemble, Any] | None:
+def _paths_of_reference(ensemble: Ensemble, file: Path | None) -> tuple[Ensemble, Any] | tuple[None, None]:
     """Reference samples and their paths through the generator that made the ensemble, where both can be found."""
     if ensemble.normalisation == "none":
-        return None
-    system = _system_of(ensemble)
-    if system is None:
-        return _unless_asked(reference, f"the system {ensemble.target!r} of the ensemble is not known here")
-    other = system.reference() if reference is None else Ensemble.load(reference)
-    if other is None or (reference is None and other.target != ensemble.target):
-        logger.info("no reference ensemble ships for %s", ensemble.target)
-        return None
-    path = checkpoint_of(ensemble, system)
-    if path is None:
-        return _unless_asked(reference, "the checkpoint that made the ensemble is not there any more")
-    generator = system.load_generator(checkpoint=path)
-    return other, path_log_weights(generator, other, system.target)
-
-
-def _unless_asked(reference: Path | None, why: str) -> None:
-    if reference is not None:
-        raise FormatError(f"--reference {reference}: {why}, so the reference cannot be traced back.")
-    logger.info("no comparison with a reference: %s", why)
-
-
-def _system_of(ensemble: Ensemble) -> System | None:
+        return None, None
+    system = system_of(ensemble)
+    other = reference_of(ensemble, system, file)
     try:
-        return load_system(ensemble.provenance.extra.get("source", ensemble.target))
-    except (UnknownNameError, FormatError):
-        return None
+        return (None, None) if other is None else (other, paths_of(ensemble, other, system))
+    except FormatError as error:
+        if file is not None:
+            raise FormatError(f"--reference {file}: {error}") from None
+        logger.info("no comparison with a reference: %s", error)
+        return None, None
 
 
 def _lines(found: dict[str, Any], ensemble: Ensemble, file: Path) -> list[str]:
@@ -154,24 +133,9 @@ def _lines(found: dict[str, Any], ensemble: Ensemble, file: Path) -> list[str]:
     # the same reason of several numbers is said once, and that chains have no log Z is no warning
     reasons = [text.partition(": ")[2] for text in found["warnings"] if found["normalisation"] != "none"]
     lines += [f"  warning: {reason}" for reason in dict.fromkeys(reasons)]
-    return [*lines, f"  verdict: {_verdict(found)}"]
+    return [*lines, f"  verdict: {verdict(found)}"]
 
 
 def _number(found: dict[str, Any], key: str) -> str:
     """Value and error with the digits that the error allows."""
     return str(Estimate(found[key], found[f"{key}_error"], method="", n_effective=1.0, unit=""))
-
-
-def _verdict(found: dict[str, Any]) -> str:
-    """One sentence; a good ESS of the generator's own samples proves nothing about what it misses."""
-    if found["normalisation"] == "none":
-        return "unweighted samples of chains; errors are between chains and include their correlation"
-    if found["ess"] is None or found["pareto_k"] is None:
-        return "not usable, see the warnings"
-    if found["pareto_k"] > RELIABLE_K:
-        return f"not reliable: k-hat > {RELIABLE_K}, a few samples carry the weight; draw more, or train further"
-    if found.get("forward_ess_fraction") is None:
-        return "weights are well behaved; modes that the generator misses would not show without a reference"
-    if found["forward_ess_fraction"] < 0.1:
-        return "not reliable: the generator misses part of the reference"
-    return "reliable: weights are well behaved, and the generator covers the reference"

@@ -1,6 +1,7 @@
 """What several subcommands share: devices, output files, and finding the checkpoint behind a name."""
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,10 @@ import torch
 from boltzflow.errors import FormatError, UnknownNameError
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
 from boltzflow.systems import System, load_system
+from boltzflow.workflow import path_log_weights
 
 if TYPE_CHECKING:
+    from boltzflow._typing import Tensor
     from boltzflow.ensemble import Ensemble
 
 __all__ = [
@@ -22,10 +25,15 @@ __all__ = [
     "describe_device",
     "find_trained",
     "output_file",
+    "paths_of",
     "positive",
+    "reference_of",
     "run_folder",
     "sha256",
+    "system_of",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,43 @@ def checkpoint_of(ensemble: "Ensemble", system: System) -> Path | None:
         if path is not None and Path(path).is_file() and sha256(Path(path)) == recorded.get("checkpoint_sha256"):
             return Path(path)
     return None
+
+
+def system_of(ensemble: "Ensemble") -> System | None:
+    """The system that an ensemble was made of, if it is known here."""
+    try:
+        return load_system(ensemble.provenance.extra.get("source", ensemble.target))
+    except (UnknownNameError, FormatError):
+        return None
+
+
+def reference_of(ensemble: "Ensemble", system: System | None, file: Path | None) -> "Ensemble | None":
+    """The reference ensemble of a file, else the one that comes with the system if it is of the same target."""
+    from boltzflow.ensemble import Ensemble
+
+    if file is not None:
+        return Ensemble.load(file)
+    found = None if system is None else system.reference()
+    if found is None or found.target != ensemble.target:
+        logger.info("no reference ensemble ships for %s", ensemble.target)
+        return None
+    return found
+
+
+def paths_of(ensemble: "Ensemble", reference: "Ensemble", system: System | None) -> "Tensor":
+    """Log-weights of a reference traced back through the generator that made the ensemble.
+
+    Raises:
+        FormatError: If the system or the checkpoint is not here any more.
+    """
+    path = None if system is None else checkpoint_of(ensemble, system)
+    if path is None:
+        if system is None:
+            missing = f"the system {ensemble.target!r} of the ensemble is not known here"
+        else:
+            missing = "the checkpoint that made the ensemble is not there any more"
+        raise FormatError(f"the reference cannot be traced back through the generator: {missing}.")
+    return path_log_weights(system.load_generator(checkpoint=path), reference, system.target)
 
 
 def sha256(path: Path) -> str:
