@@ -1,6 +1,7 @@
 """An openmm.System as a batched, differentiable torch potential, and OpenMM itself behind the same face."""
 
 from boltzflow.forcefield import custom_gb as custom_gb
+from boltzflow.forcefield.cmap_torsion import CMAPTorsions
 from boltzflow.forcefield.compiled import CompiledForceField
 from boltzflow.forcefield.generalized_born import GeneralizedBorn
 from boltzflow.forcefield.harmonic_angle import HarmonicAngles
@@ -15,6 +16,7 @@ from boltzflow.forcefield.term import Term
 __all__ = [
     "AngleParameters",
     "BondParameters",
+    "CMAPTorsions",
     "CompiledForceField",
     "ForceField",
     "GeneralizedBorn",

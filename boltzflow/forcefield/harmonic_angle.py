@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 from boltzflow._typing import Float, Float64, Int, Tensor
+from boltzflow.forcefield.geometry import angle
 from boltzflow.forcefield.registry import nonperiodic, register_force, tensor
-from boltzflow.forcefield.term import TINY_SQUARED, Term
+from boltzflow.forcefield.term import Term
 
 __all__ = ["HarmonicAngles"]
 
@@ -32,11 +33,7 @@ class HarmonicAngles(Term):
 
     def energy(self, x: Float[Tensor, "3 n_atoms batch"], r: Tensor | None) -> Float64[Tensor, "batch"]:
         """See `Term.energy`."""
-        a, b, c = (x.index_select(1, self.atoms[:, k]) for k in range(3))
-        v, w = a - b, c - b
-        # atan2 keeps its accuracy where acos loses it, at 0 and pi.
-        sine = (torch.linalg.cross(v, w, dim=0).square().sum(0) + TINY_SQUARED).sqrt()
-        theta = torch.atan2(sine, (v * w).sum(0))
+        theta = angle(*(x.index_select(1, self.atoms[:, k]) for k in range(3)))
         return (0.5 * self.k[:, None] * (theta - self.theta0[:, None]).square()).sum(0).double()
 
 

@@ -28,7 +28,7 @@ struct Model {
     double alpha, beta, gamma, prefactor, surface;
 };
 
-constexpr double kTiny = 1e-24;   // nm^2, as TINY_SQUARED in term.py
+constexpr double kTiny = 1e-24;   // nm^2, as TINY_SQUARED in geometry.py
 constexpr double kProbe = 0.14;   // nm
 
 #define LANES _Pragma("omp simd") for (int w = 0; w < W; ++w)
