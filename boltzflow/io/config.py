@@ -14,6 +14,7 @@ __all__ = [
     "ObjectiveConfig",
     "RunConfig",
     "SamplingConfig",
+    "SimulationConfig",
     "TrainingConfig",
     "load_config",
     "parse_config",
@@ -60,6 +61,19 @@ class ObjectiveConfig(_Section):
     self_reverse_kl: float = Field(0.0, ge=0, description="Weight of KL(q‖p) from the model's own weighted samples.")
     data: str | None = Field(None, description="Ensemble file with training frames; None = what ships with the system.")
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds the references of the terms that have a weight."""
+        weights = {
+            "MaximumLikelihood": self.likelihood,
+            "CoverageLikelihood": self.coverage,
+            "ReverseKL": self.reverse_kl,
+            "path gradient": self.reverse_kl * self.path_gradient,
+            "SelfWeightedKL": self.self_forward_kl + self.self_reverse_kl,
+            "log-variance loss": self.self_reverse_kl,
+        }
+        return tuple(name for name, weight in weights.items() if weight > 0)
+
 
 class TrainingConfig(_Section):
     """The optimisation loop."""
@@ -92,6 +106,22 @@ class SamplingConfig(_Section):
     dtype: Literal["float32", "float64"] = "float32"
 
 
+class SimulationConfig(_Section):
+    """A reference by Markov chains; what is None follows from the size of the system, see boltzflow.simulation."""
+
+    method: Literal["pt", "md"] = Field("pt", description="Parallel tempering, or plain OpenMM dynamics.")
+    n: int | None = Field(None, ge=1, description="Frames in the file, over all chains and kept temperatures.")
+    chains: int | None = Field(None, ge=1, description="Independent ladders of temperatures, or MD replicas.")
+    stride: int | None = Field(None, ge=1, description="PT sweeps, or MD steps, between frames.")
+    burn_in: int | None = Field(None, ge=1, description="PT sweeps, or MD steps, left out.")
+    max_temperature: float = Field(1.8, ge=1, description="PT: of the hottest rung, relative to the system's.")
+    keep: Literal["cold", "all"] = Field(
+        "cold", description="PT: frames of the system's temperature, or of all, weighted by MBAR."
+    )
+    seed: int | None = Field(None, ge=0, description="Random by default; recorded.")
+    device: str = "cpu"
+
+
 class AnalysisConfig(_Section):
     """What `analyze` compares with."""
 
@@ -103,6 +133,7 @@ class RunConfig(_Section):
     """One run."""
 
     system: str
+    simulation: SimulationConfig = SimulationConfig()
     generator: GeneratorConfig = GeneratorConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
@@ -113,9 +144,13 @@ class RunConfig(_Section):
 def load_config(path: str | Path, *, overrides: list[str] | None = None) -> RunConfig:
     """Read a run from YAML.
 
+    Relative paths in `system`, `objective.data` and `analysis.reference` mean the folder of the YAML file if they exist
+    there, and the working directory otherwise; one that starts with a dot and exists in neither means the former. A
+    bare word in `system` is never a path.
+
     Args:
         path: YAML file.
-        overrides: "section.key=value" strings, values in YAML syntax.
+        overrides: "section.key=value" strings, values in YAML syntax, paths relative to the working directory.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -133,6 +168,7 @@ def load_config(path: str | Path, *, overrides: list[str] | None = None) -> RunC
         raise FormatError(
             f"run configuration {path}: expected sections (system, generator, ...), got {type(values).__name__}."
         )
+    _resolve_paths(values, path.resolve().parent)
     for override in overrides or []:
         _override(values, override)
     return parse_config(values, origin=str(path))
@@ -146,6 +182,33 @@ def parse_config(values: dict[str, Any], *, origin: str = "run configuration") -
         messages = [_explain(item) for item in error.errors()]
         kind = UnknownNameError if any(i["type"] == "extra_forbidden" for i in error.errors()) else FormatError
         raise kind(f"{origin}: " + "; ".join(messages)) from None
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the paths of a run absolute that are relative to the folder of its file."""
+    if isinstance(values.get("system"), str):
+        values["system"] = _resolved_system(values["system"], folder)
+    for section, key in (("objective", "data"), ("analysis", "reference")):
+        node = values.get(section)
+        if isinstance(node, dict) and isinstance(node.get(key), str):
+            node[key] = _resolved(node[key], folder)
+
+
+def _resolved(value: str, folder: Path) -> str:
+    here = folder / value  # an absolute value stays as it is
+    if here.exists() or (value.startswith(".") and not Path(value).exists()):
+        return str(here.resolve())
+    return value
+
+
+def _resolved_system(value: str, folder: Path) -> str:
+    name, at, kelvin = value.rpartition("@") if not (folder / value).exists() else (value, "", "")
+    name = name or value
+    # a bare word is the name of a system that ships, or a folder of the working directory
+    if not name.startswith(".") and len(Path(name).parts) == 1:
+        return value
+    resolved = _resolved(name, folder)
+    return f"{resolved}@{kelvin}" if at else resolved
 
 
 def _override(values: dict[str, Any], override: str) -> None:

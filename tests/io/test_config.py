@@ -95,3 +95,63 @@ def test_binary_and_missing_files(file, tmp_path):
         load_config(file)
     with pytest.raises(FileNotFoundError, match=r"none\.yaml: no such file"):
         load_config(tmp_path / "none.yaml")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """The file of a run inside the folder of a system, and another working directory."""
+    path = tmp_path / "mine" / "recipes" / "run.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("system: ..\nobjective: {data: ../data/frames.h5}\nanalysis: {reference: reference.h5}\n")
+    return path
+
+
+def test_relative_paths_mean_the_folder_of_the_file_first(recipe, tmp_path, monkeypatch):
+    (tmp_path / "work" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work" / "deep")
+    for folder in (recipe.parent.parent, tmp_path / "work"):  # the same relative path, in both
+        (folder / "data").mkdir()
+        (folder / "data" / "frames.h5").touch()
+    config = load_config(recipe)
+    assert config.system == str(tmp_path / "mine")
+    assert config.objective.data == str(tmp_path / "mine" / "data" / "frames.h5")
+    assert config.analysis.reference == "reference.h5"  # in neither folder: as it stands
+    (recipe.parent / "reference.h5").touch()
+    assert load_config(recipe).analysis.reference == str(recipe.parent / "reference.h5")
+
+
+def test_working_directory_comes_second_and_a_leading_dot_stays_with_the_file(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(recipe).objective.data == str(tmp_path / "mine" / "data" / "frames.h5")  # missing everywhere
+    recipe.write_text("system: ..\nobjective: {data: frames.h5}\n")
+    (tmp_path / "frames.h5").touch()
+    assert load_config(recipe).objective.data == "frames.h5"
+    overridden = load_config(recipe, overrides=["objective.data=../data/frames.h5"])
+    assert overridden.objective.data == "../data/frames.h5"  # typed on the command line
+
+
+@pytest.mark.parametrize("system", ["dw4", "dw4@350", "mine"])
+def test_a_bare_word_is_the_name_of_a_system(recipe, system):
+    (recipe.parent / system).mkdir()
+    recipe.write_text(f"system: {system}\n")
+    assert load_config(recipe).system == system
+
+
+def test_a_path_to_a_system_may_have_a_temperature(recipe, tmp_path):
+    recipe.write_text("system: ..@350\n")
+    assert load_config(recipe).system == f"{tmp_path / 'mine'}@350"
+    recipe.write_text(f"system: {tmp_path / 'mine'}\n")
+    assert load_config(recipe).system == str(tmp_path / "mine")
+
+
+def test_simulation_section_is_checked(recipe):
+    recipe.write_text("system: dw4\nsimulation: {method: pt, keep: all, chains: 8}\n")
+    found = load_config(recipe).simulation
+    assert (found.method, found.keep, found.chains, found.stride) == ("pt", "all", 8, None)
+    for text, message in (("keep: some", "keep"), ("chains: 0", "chains"), ("max_temperature: 0.5", "max_temperature")):
+        recipe.write_text(f"system: dw4\nsimulation: {{{text}}}\n")
+        with pytest.raises(FormatError, match=message):
+            load_config(recipe)
+    recipe.write_text("system: dw4\nsimulation: {burnin: 5}\n")
+    with pytest.raises(UnknownNameError, match="burn_in"):
+        load_config(recipe)
