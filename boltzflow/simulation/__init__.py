@@ -4,11 +4,14 @@ from boltzflow.simulation.diagnostics import entries, independent_visits, series
 from boltzflow.simulation.molecule import molecule_kernels, soft_axes
 from boltzflow.simulation.parallel_tempering import ParallelTempering, TemperedRows
 from boltzflow.simulation.relaxation import relax
+from boltzflow.simulation.replica_exchange import MixedRows, ReplicaExchange
 from boltzflow.simulation.result import ChainResult
 
 __all__ = [
     "ChainResult",
+    "MixedRows",
     "ParallelTempering",
+    "ReplicaExchange",
     "TemperedRows",
     "entries",
     "independent_visits",

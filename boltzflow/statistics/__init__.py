@@ -1,6 +1,6 @@
 """Estimators: log-weights and energies in, Estimates with errors between independent groups out."""
 
-from boltzflow.statistics.bar import MBARResult, bar, mbar
+from boltzflow.statistics.bar import MBARResult, bar, bar_overlap, mbar
 from boltzflow.statistics.chains import effective_samples, split_rhat, statistical_inefficiency
 from boltzflow.statistics.groups import GroupError, Groups
 from boltzflow.statistics.means import elbo, eubo, exp_free_energy, expectation, log_z
@@ -18,6 +18,7 @@ __all__ = [
     "Groups",
     "MBARResult",
     "bar",
+    "bar_overlap",
     "effective_samples",
     "elbo",
     "eubo",

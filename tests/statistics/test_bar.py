@@ -5,7 +5,7 @@ import pytest
 
 from boltzflow.errors import LowOverlapError, NonFiniteEnergyError
 from boltzflow.statistics._pymbar import quiet_pymbar
-from boltzflow.statistics.bar import bar, mbar
+from boltzflow.statistics.bar import bar, bar_overlap, mbar
 from boltzflow.statistics.groups import Groups
 from boltzflow.statistics.means import exp_free_energy
 
@@ -113,3 +113,70 @@ def test_mbar_raises_where_states_are_apart_or_energies_broken():
         mbar(u_kn, N_k)
     with pytest.raises(ValueError, match="counts that sum to N"):
         mbar(u_kn, [200, 100])
+
+
+def test_overlap_is_a_half_for_one_state_and_falls_with_distance():
+    w = np.zeros(100)
+    assert bar_overlap(w, w) == pytest.approx(0.5)
+    near, far = (bar_overlap(*harmonic_work(2000, 2000, offset=offset)) for offset in (1.0, 10.0))
+    assert 0.5 > near > 0.1 > far > 0
+
+
+def three_states(n, seed, *, copies=1):
+    """u_kn of samples of three Gaussians that are shifted and scaled, every sample `copies` times."""
+    rng = np.random.default_rng(seed)
+    means, scales = np.array([0.0, 1.0, 1.5]), np.array([1.0, 0.8, 0.5])
+    x = np.repeat(means[:, None] + scales[:, None] * rng.normal(size=(3, n)), copies, axis=1).ravel()
+    u = 0.5 * ((x - means[:, None]) / scales[:, None]) ** 2
+    return u, [n * copies] * 3, -np.log(scales[2])
+
+
+def test_mbar_between_rows_is_the_asymptotic_error():
+    u, n, exact = three_states(1000, 0)
+    plain, grouped = mbar(u, n), mbar(u, n, groups=Groups.rows(3000))
+    assert grouped.Delta_f == pytest.approx(plain.Delta_f)
+    assert grouped.dDelta_f == pytest.approx(plain.dDelta_f, rel=0.1)
+    assert abs(grouped.estimate(0, 2).z_score(exact)) < 4
+    assert "between 3000 groups" in grouped.estimate(0, 2).method
+
+
+def test_mbar_between_groups_counts_groups_not_copies():
+    ids = np.tile(np.repeat(np.arange(20), 10 * 5), 3)
+    u, n, _ = three_states(200, 1, copies=5)
+    repeated = mbar(u, n, groups=Groups.of(ids, 3000))
+    u, n, exact = three_states(200, 1)
+    alone = mbar(u, n, groups=Groups.of(ids[::5], 600))
+    assert repeated.dDelta_f == pytest.approx(alone.dDelta_f, rel=1e-6)
+    assert alone.estimate(0, 2).degrees == 19
+    low, high = alone.estimate(0, 2).interval()
+    assert low < exact + 0.2
+    assert high > exact - 0.2
+
+
+def test_mbar_of_one_sampled_state_is_the_exponential_average():
+    u, _, _ = three_states(500, 2)
+    ids = Groups.of(np.arange(500) // 25, 500)
+    found = mbar(u[:, :500], [500, 0, 0], groups=ids)
+    for k in (1, 2):
+        oracle = exp_free_energy(u[k, :500] - u[0, :500], groups=ids)
+        assert found.Delta_f[0, k] == pytest.approx(oracle.value)
+        assert found.dDelta_f[0, k] == pytest.approx(oracle.error)
+
+
+def test_mbar_intervals_cover_when_groups_are_correlated():
+    """Groups share an offset of their samples; 95 % intervals with Student's t cover, and those of rows do not."""
+    repeats, hits, naive = 120, 0, 0
+    for seed in range(repeats):
+        rng = np.random.default_rng(seed)
+        common = rng.normal(size=(16, 1, 1)) * 0.6
+        x = common + 0.8 * rng.normal(size=(16, 2, 20))
+        x[:, 1] += 1.0
+        x = x.transpose(1, 0, 2).reshape(2, 320)
+        u = np.stack([0.5 * x.ravel() ** 2, 0.5 * (x.ravel() - 1) ** 2])
+        ids = np.tile(np.repeat(np.arange(16), 20), 2)
+        low, high = mbar(u, [320, 320], groups=Groups.of(ids, 640)).estimate(0, 1).interval()
+        hits += low < 0 < high
+        low, high = mbar(u, [320, 320], groups=Groups.rows(640)).estimate(0, 1).interval()
+        naive += low < 0 < high
+    assert abs(hits / repeats - 0.95) < 3 * np.sqrt(0.95 * 0.05 / repeats)
+    assert naive / repeats < 0.7
