@@ -3,24 +3,44 @@
 import math
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 
 from boltzflow.analysis.free_energy import Profile
 from boltzflow.analysis.observables import CollectiveVariable, collective_variable
 from boltzflow.ensemble import Ensemble
-from boltzflow.statistics.weights import weighted_quantile
+from boltzflow.statistics.weights import pareto_tail, weighted_quantile
 
 __all__ = [
     "energy_histogram",
     "ess_curve",
+    "free_energy_map",
     "free_energy_profile",
+    "line_style",
+    "map_edges",
     "ramachandran",
     "ramachandran_row",
     "weight_distribution",
+    "weight_tail",
 ]
 
-# free energies of empty bins are left white
-RAMACHANDRAN_MAX = 12.0
+MAP_MAX = 12.0
+"""Upper end of the colour scale of maps, kT."""
+
+# told apart by dashes as well as by colours that do not need colour vision; None = the colour of the text
+LINES = {
+    "generated": {"color": "#d55e00", "linestyle": "--"},
+    "reweighted": {"color": "#2b83c6", "linestyle": "-"},
+    "samples": {"color": "#2b83c6", "linestyle": "-"},
+    "reference": {"color": None, "linestyle": ":"},
+    "weight": {"color": "#2b83c6", "linestyle": "-"},
+}
+
+
+def line_style(label: str) -> dict[str, str]:
+    """Colour and dashes of a curve by what it shows: "generated", "reweighted", "samples", "reference", "weight"."""
+    style = LINES[label]
+    return {**style, "color": style["color"] or rcParams["text.color"]}
 
 
 def _axes(ax: Axes | None) -> Axes:
@@ -32,11 +52,86 @@ def _axes(ax: Axes | None) -> Axes:
     return plt.subplots()[1]
 
 
-def _angle(ensemble: Ensemble, cv: str | CollectiveVariable) -> CollectiveVariable:
-    variable = collective_variable(ensemble, cv) if isinstance(cv, str) else cv
-    if not variable.periodic:
-        raise ValueError(f"ramachandran: expected an angle, got {variable.name!r}.")
-    return variable
+def _variable(ensemble: Ensemble, cv: str | CollectiveVariable) -> CollectiveVariable:
+    return collective_variable(ensemble, cv) if isinstance(cv, str) else cv
+
+
+def _label(variable: CollectiveVariable) -> str:
+    unit = "degrees" if variable.periodic else variable.unit
+    return f"{variable.name} / {unit}" if unit else variable.name
+
+
+def map_edges(cv: CollectiveVariable, *, bins: int, keep: np.ndarray | None = None) -> np.ndarray:
+    """Edges of the bins of a map: the circle in degrees, else the range of the values.
+
+    Args:
+        cv: What is drawn along the axis.
+        bins: Their number.
+        keep: Rows that count, boolean (n,); None = all.
+
+    Returns:
+        Shape (bins + 1,).
+    """
+    if cv.periodic:
+        return np.linspace(-180, 180, bins + 1)
+    values = cv.values if keep is None else cv.values[keep]
+    low, high = float(values.min()), float(values.max())
+    margin = 1e-6 * max(1.0, abs(low), abs(high)) if low == high else 0.0
+    return np.linspace(low - margin, high + margin, bins + 1)
+
+
+def free_energy_map(
+    ensemble: Ensemble,
+    *,
+    x: str | CollectiveVariable,
+    y: str | CollectiveVariable,
+    ax: Axes | None = None,
+    weighted: bool = True,
+    bins: int = 72,
+    edges: tuple[np.ndarray, np.ndarray] | None = None,
+    colorbar: bool = True,
+) -> Axes:
+    """Free energy over two collective variables in kT, angles in degrees; bins without samples are left open.
+
+    Args:
+        ensemble: Weighted samples.
+        x: Along the horizontal axis.
+        y: Along the vertical axis.
+        ax: Where to draw; None = new axes.
+        weighted: False shows the samples as the generator made them.
+        bins: Per axis.
+        edges: Of the bins, as `map_edges` makes them, where several maps share their axes; None = by the samples.
+        colorbar: Whether to add one.
+    """
+    ax = _axes(ax)
+    variables = _variable(ensemble, x), _variable(ensemble, y)
+    keep = ensemble.weights > 0
+    if edges is None:
+        edges = tuple(map_edges(v, bins=bins, keep=keep) for v in variables)
+    values = [np.degrees(v.values[keep]) if v.periodic else v.values[keep] for v in variables]
+    w = ensemble.weights[keep] if weighted else None
+    density, _, _ = np.histogram2d(*values, bins=edges, weights=w, density=True)
+    with np.errstate(divide="ignore"):
+        energy = -np.log(density.T)
+    energy = np.where(np.isfinite(energy), energy - energy.min(), np.nan)
+    image = ax.imshow(
+        energy,
+        origin="lower",
+        extent=(edges[0][0], edges[0][-1], edges[1][0], edges[1][-1]),
+        interpolation="none",
+        vmin=0,
+        vmax=MAP_MAX,
+        aspect="auto",
+    )
+    if colorbar:
+        ax.figure.colorbar(image, ax=ax, label="free energy / kT")
+    ax.set(xlabel=_label(variables[0]), ylabel=_label(variables[1]))
+    ax.set_box_aspect(1)
+    if variables[0].periodic:
+        ax.set_xticks(range(-180, 181, 90))
+    if variables[1].periodic:
+        ax.set_yticks(range(-180, 181, 90))
+    return ax
 
 
 def ramachandran(
@@ -58,23 +153,11 @@ def ramachandran(
         weighted: False shows the samples as the generator made them.
         bins: Per axis.
     """
-    ax = _axes(ax)
-    a, b = _angle(ensemble, x), _angle(ensemble, y)
-    keep = ensemble.weights > 0
-    w = ensemble.weights[keep] if weighted else None
-    edges = np.linspace(-180, 180, bins + 1)
-    density, _, _ = np.histogram2d(
-        np.degrees(a.values[keep]), np.degrees(b.values[keep]), bins=(edges, edges), weights=w, density=True
-    )
-    with np.errstate(divide="ignore"):
-        energy = -np.log(density.T)
-    energy -= energy.min()
-    mesh = ax.pcolormesh(edges, edges, np.where(np.isfinite(energy), energy, np.nan), vmin=0, vmax=RAMACHANDRAN_MAX)
-    ax.figure.colorbar(mesh, ax=ax, label="free energy / kT")
-    ax.set(xlabel=f"{a.name} / degrees", ylabel=f"{b.name} / degrees", aspect="equal")
-    ax.set_xticks(range(-180, 181, 90))
-    ax.set_yticks(range(-180, 181, 90))
-    return ax
+    angles = _variable(ensemble, x), _variable(ensemble, y)
+    for variable in angles:
+        if not variable.periodic:
+            raise ValueError(f"ramachandran: expected an angle, got {variable.name!r}.")
+    return free_energy_map(ensemble, x=angles[0], y=angles[1], ax=ax, weighted=weighted, bins=bins)
 
 
 def ramachandran_row(
@@ -107,7 +190,9 @@ def energy_histogram(
     ax = _axes(ax)
     keep = ensemble.weights > 0
     u = ensemble.reduced_energies[keep]
-    parts = [("generated", u, None), ("reweighted", u, ensemble.log_weights[keep])]
+    log_w = ensemble.log_weights[keep]
+    equal = np.ptp(log_w) == 0
+    parts = [("samples", u, None)] if equal else [("generated", u, None), ("reweighted", u, log_w)]
     if reference is not None:
         own = reference.weights > 0
         parts.append(("reference", reference.reduced_energies[own], reference.log_weights[own]))
@@ -116,7 +201,8 @@ def energy_histogram(
     edges = np.linspace(low, high, bins + 1)
     for label, values, log_w in parts:
         weights = np.full(values.size, 1 / values.size) if log_w is None else np.exp(log_w - np.logaddexp.reduce(log_w))
-        ax.stairs(np.histogram(values, edges, weights=weights)[0] / np.diff(edges), edges, label=label)
+        height = np.histogram(values, edges, weights=weights)[0] / np.diff(edges)
+        ax.stairs(height, edges, label=label, **line_style(label), linewidth=1.5)
     ax.set(xlabel="reduced energy / kT", ylabel="density")
     ax.legend()
     return ax
@@ -132,8 +218,9 @@ def weight_distribution(ensemble: Ensemble, *, ax: Axes | None = None, bins: int
     n = len(ensemble)
     relative = np.log(ensemble.weights[keep] * n)
     edges = np.linspace(float(weighted_quantile(relative, 0.001)) - 1e-9, relative.max() + 1e-9, bins + 1)
-    ax.stairs(np.histogram(relative, edges)[0] / n / np.diff(edges), edges, label="samples")
-    ax.stairs(np.histogram(relative, edges, weights=ensemble.weights[keep])[0] / np.diff(edges), edges, label="weight")
+    ax.stairs(np.histogram(relative, edges)[0] / n / np.diff(edges), edges, label="samples", **line_style("generated"))
+    by_weight = np.histogram(relative, edges, weights=ensemble.weights[keep])[0] / np.diff(edges)
+    ax.stairs(by_weight, edges, label="weight", **line_style("weight"))
     tail = np.sort(relative)[-max(1, int(min(0.2 * n, 3 * math.sqrt(n)))) :]
     ax.axvspan(tail[0], tail[-1], alpha=0.15, label="tail of the Pareto fit")
     ax.set(xlabel="log(w/⟨w⟩)", ylabel="density")
@@ -154,14 +241,55 @@ def ess_curve(ensemble: Ensemble, *, ax: Axes | None = None, points: int = 60) -
     return ax
 
 
+def weight_tail(ensemble: Ensemble, *, ax: Axes | None = None) -> Axes:
+    """Fraction of samples above a weight w/⟨w⟩, on two logarithmic axes, with the fitted generalised Pareto tail.
+
+    A tail that falls more slowly than the line of slope −2 has no finite variance: there k > 0.5.
+    """
+    ax = _axes(ax)
+    w = np.sort(ensemble.weights[ensemble.weights > 0]) * len(ensemble)
+    above = np.arange(w.size, 0, -1) / len(ensemble)
+    # of the bulk, a few hundred points show the same curve
+    rows = np.unique(
+        np.concatenate([np.linspace(0, w.size - 1, 300).astype(int), np.arange(max(0, w.size - 300), w.size)])
+    )
+    ax.plot(
+        w[rows],
+        above[rows],
+        label="samples",
+        marker=".",
+        markersize=3,
+        linewidth=0,
+        color=line_style("weight")["color"],
+    )
+    tail = pareto_tail(ensemble.log_weights)
+    if tail is not None:
+        grid = np.geomspace(tail.weights[0], 3 * tail.weights[-1], 100)
+        fitted = tail.survival(grid)
+        shown = fitted > 0.1 / len(ensemble)
+        style = line_style("generated")
+        ax.plot(grid[shown], fitted[shown], label=f"generalised Pareto, k-hat {tail.k:.2f}", linewidth=1.8, **style)
+        ax.axvline(tail.threshold, linewidth=0.8, linestyle=":", color=rcParams["text.color"])
+    ax.set(xscale="log", yscale="log", xlabel="w/⟨w⟩", ylabel="fraction of samples above")
+    ax.set_xlim(left=max(w[0], w[-1] * 1e-4) * 0.9)
+    ax.legend()
+    return ax
+
+
 def free_energy_profile(
-    profile: Profile, *, ax: Axes | None = None, label: str | None = None, level: float = 1.96
+    profile: Profile,
+    *,
+    ax: Axes | None = None,
+    label: str | None = None,
+    level: float = 1.96,
+    color: str | None = None,
+    linestyle: str = "-",
 ) -> Axes:
     """A profile with its error band of ± `level` standard errors; angles in degrees."""
     ax = _axes(ax)
     angle = profile.cv_unit == "rad"
     x = np.degrees(profile.centers) if angle else profile.centers
-    (line,) = ax.plot(x, profile.free_energy, label=label or profile.name)
+    (line,) = ax.plot(x, profile.free_energy, label=label or profile.name, color=color, linestyle=linestyle)
     band = level * profile.error
     ax.fill_between(x, profile.free_energy - band, profile.free_energy + band, alpha=0.25, color=line.get_color())
     unit = "degrees" if angle else profile.cv_unit

@@ -1,6 +1,7 @@
 """Log-weights: means of exponentials, effective sample sizes and the Pareto shape of their tail."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from boltzflow.errors import NonFiniteEnergyError
 
 __all__ = [
     "ArrayLike",
+    "ParetoTail",
     "checked_log_weights",
     "forward_ess_fraction",
     "kish_ess",
@@ -18,6 +20,7 @@ __all__ = [
     "log_sum_exp",
     "normalised_weights",
     "pareto_k",
+    "pareto_tail",
     "to_numpy",
     "weighted_quantile",
 ]
@@ -123,23 +126,64 @@ def pareto_k(log_weights: ArrayLike) -> float:
         weights, and the weak prior towards k = 1/2; fit of Zhang & Stephens, Technometrics 51, 316 (2009).
     """
     log_w = checked_log_weights(log_weights)
-    n = log_w.size
     if np.ptp(log_w) == 0:
         return -np.inf
+    tail = pareto_tail(log_w)
+    return np.inf if tail is None else tail.k
+
+
+@dataclass(frozen=True, eq=False)
+class ParetoTail:
+    """A generalised Pareto distribution fitted to the largest weights, in units of the mean weight.
+
+    Args:
+        k: Shape, with its weak prior.
+        scale: Scale, of the excess over the threshold.
+        threshold: Weight at which the tail begins.
+        weights: Those in the tail, ascending.
+        n: Number of all weights.
+    """
+
+    k: float
+    scale: float
+    threshold: float
+    weights: np.ndarray
+    n: int
+
+    def survival(self, w: np.ndarray) -> np.ndarray:
+        """Fraction of all weights that the fit puts above w >= threshold, of the shape of w."""
+        relative = (np.asarray(w) - self.threshold) / self.scale
+        if abs(self.k) < 1e-9:
+            decay = np.exp(-relative)
+        else:
+            decay = np.maximum(0.0, 1.0 + self.k * relative) ** (-1.0 / self.k)
+        return self.weights.size / self.n * decay
+
+
+def pareto_tail(log_weights: ArrayLike) -> ParetoTail | None:
+    """The fit behind `pareto_k`; None if fewer than 5 distinct weights lie in the tail.
+
+    Args:
+        log_weights: Shape (n,); rows of −inf count in n.
+    """
+    log_w = checked_log_weights(log_weights)
+    n = log_w.size
     n_tail = int(min(0.2 * n, 3 * np.sqrt(n)))
     if n_tail < 5:
-        return np.inf
+        return None
     top = np.sort(np.partition(log_w, n - n_tail - 1)[n - n_tail - 1 :])
-    top = np.exp(top - top[-1])
+    highest, top = top[-1], np.exp(top - top[-1])
     excess = top[1:] - top[0]
-    excess = excess[excess > 0]
-    if np.unique(excess).size < 5:
-        return np.inf
-    return _pareto_shape(excess)
+    above = excess > 0
+    if np.unique(excess[above]).size < 5:
+        return None
+    k, scale = _pareto_fit(excess[above])
+    unit = float(np.exp(highest - logsumexp(log_w) + np.log(n)))
+    return ParetoTail(k, scale * unit, float(top[0]) * unit, top[1:][above] * unit, n)
 
 
-def _pareto_shape(excess: np.ndarray) -> float:
-    """Posterior mean of the shape of a generalised Pareto distribution; excess is sorted and positive."""
+def _pareto_fit(excess: np.ndarray) -> tuple[float, float]:
+    """Shape and scale of a generalised Pareto distribution by posterior means; excess is sorted and positive."""
     n = excess.size
     prior = 3.0
     m = 30 + int(np.sqrt(n))
@@ -151,7 +195,7 @@ def _pareto_shape(excess: np.ndarray) -> float:
     best = float(np.sum(theta * posterior))
     k = float(np.mean(np.log1p(-best * excess)))
     # prior worth 10 observations at k = 1/2
-    return (n * k + 10 * 0.5) / (n + 10)
+    return (n * k + 10 * 0.5) / (n + 10), -k / best
 
 
 def weighted_quantile(
