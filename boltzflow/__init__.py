@@ -18,6 +18,8 @@ _HOME = {
     "State": "boltzflow.state",
     "System": "boltzflow.systems",
     "Target": "boltzflow.targets.target",
+    "init_system": "boltzflow.preparation.prepare:prepare",
+    "cite": "boltzflow.citation",
     "list_systems": "boltzflow.systems",
     "load_config": "boltzflow.io.config",
     "load_system": "boltzflow.systems",
@@ -33,6 +35,7 @@ _FOLDERS = (
     "networks",
     "objectives",
     "paths",
+    "preparation",
     "simulation",
     "statistics",
     "systems",
@@ -48,7 +51,8 @@ __all__ = sorted([*_HOME, *_FOLDERS])
 def __getattr__(name: str) -> Any:
     """Import a public name or subpackage on first use."""
     if name in _HOME:
-        value = getattr(import_module(_HOME[name]), name)
+        module, _, other_name = _HOME[name].partition(":")
+        value = getattr(import_module(module), other_name or name)
     elif name in _FOLDERS:
         value = import_module(f"boltzflow.{name}")
     else:

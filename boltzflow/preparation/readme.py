@@ -1,0 +1,69 @@
+"""The README of a system folder: definition, provenance, and what to type next."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from boltzflow.preparation.readers import Source
+from boltzflow.preparation.solvent import solvent_counts
+from boltzflow.systems import System
+
+__all__ = ["net_charge", "readme_text"]
+
+
+def net_charge(system: Any) -> float:
+    """Sum of the charges of all NonbondedForces of an openmm.System, e.
+
+    Args:
+        system: The `openmm.System`.
+    """
+    total = 0.0
+    for force in system.getForces():
+        if type(force).__name__ == "NonbondedForce":
+            total += sum(force.getParticleParameters(k)[0]._value for k in range(force.getNumParticles()))
+    return round(total, 4) + 0.0
+
+
+def readme_text(system: System, source: Source, *, folder: Path, command: str, versions: dict[str, str]) -> str:
+    """Describe a system.
+
+    Args:
+        system: As written.
+        source: What it was made from.
+        folder: Where it will be.
+        command: What makes it again.
+        versions: Of the packages that made it.
+    """
+    topology = source.topology
+    residues = Counter(residue.name for residue in topology.residues())
+    forces = Counter(type(force).__name__ for force in source.system.getForces())
+    counts = solvent_counts(topology)
+    rows = {
+        "energy": f"{source.definition}; no cutoff, no constraints",
+        "temperature": f"{system.temperature:g} K",
+        "atoms": f"{system.n_atoms} in {topology.getNumResidues()} residues of {topology.getNumChains()} chains",
+        "residues": ", ".join(f"{n} {name}" for name, n in residues.items()),
+        "dimension": f"{system.dimension} degrees of freedom without rigid motions",
+        "net charge": f"{net_charge(source.system):+g} e",
+        "forces": ", ".join(name if n == 1 else f"{n} {name}" for name, n in forces.items()),
+    }
+    if counts:
+        rows["water and ions"] = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
+    files = [f"| `{path.name}` | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |" for path in source.files]
+    parts = [
+        f"# {system.name}\n\n{system.description}.\n",
+        "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items()) + "\n",
+        "`topology.pdb` holds the minimised structure, to the thousandth of an ångström. It fixes the handedness of "
+        "stereo-centres and the labelling of\nidentical hydrogens: the density is zero elsewhere.\n",
+        "## How it was made\n\n```bash\n" + command + "\n```\n",
+        "\n".join(f"- {note}" for note in source.notes) + "\n",
+    ]
+    if files:
+        parts.append("| input | SHA-256 |\n|---|---|\n" + "\n".join(files) + "\n")
+    parts += [
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".\n",
+        f"## Next\n\n```bash\nboltzflow simulate {folder} -o {folder}/data/reference.h5\n"
+        f"boltzflow analyze {folder}/data/reference.h5\n```\n",
+    ]
+    return "\n".join(parts)

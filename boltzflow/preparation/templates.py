@@ -1,0 +1,174 @@
+"""Why a residue matches no template of a force field: the closest template, and what differs."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from boltzflow.errors import FormatError, nearest
+from boltzflow.preparation.checks import listed
+
+__all__ = ["explain_residues"]
+
+# Templates that a residue of some name may match: the protonation states, besides ends such as NALA and CALA.
+_VARIANTS = {
+    "ASP": ("ASH",),
+    "CYS": ("CYX", "CYM"),
+    "GLU": ("GLH",),
+    "HIS": ("HID", "HIE", "HIP", "HSD", "HSE", "HSP"),
+    "LYS": ("LYN",),
+    "HOH": ("WAT", "TIP3", "SOL"),
+}
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """What a residue lacks, or has too much, of a template."""
+
+    template: str
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    missing_hydrogens: tuple[str, ...]
+    extra_hydrogens: tuple[str, ...]
+    ends: int
+    bonds: tuple[str, ...]
+
+    @property
+    def cost(self) -> tuple[int, int, int]:
+        """Small for close templates: bonds to other residues and heavy atoms, then hydrogens, then bonds."""
+        heavy = len(self.missing) + len(self.extra)
+        hydrogens = len(self.missing_hydrogens) + len(self.extra_hydrogens)
+        return (heavy + 2 * abs(self.ends), hydrogens, len(self.bonds))
+
+
+def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only: bool = False) -> NoReturn:
+    """Raise an error that names the residues without a template, what they lack, and the remedy.
+
+    Args:
+        topology: An `openmm.app.Topology`.
+        forcefield: The `openmm.app.ForceField` that does not take it.
+        message: What OpenMM says.
+        heavy_only: Missing hydrogens are no fault, because they were about to be added.
+
+    Raises:
+        FormatError: Always.
+    """
+    named = re.search(r"(?:residue |within topology )(\d+)", message)
+    if named is None or "emplate" not in message:
+        raise FormatError(f"force field: OpenMM cannot make the System: {' '.join(message.split())}") from None
+    unmatched = {residue.index for residue in forcefield.getUnmatchedResidues(topology)} | {int(named[1])}
+    found = []
+    for residue in topology.residues():
+        if residue.index in unmatched:
+            difference = _closest(residue, forcefield)
+            if any(difference.cost) or residue.index == int(named[1]):
+                found.append((residue, difference))
+    # of force fields that patch the ends of chains, residues can match although no template is the same
+    lacking = [
+        f"{_name(r)} lacks {listed(list(d.missing))} of template {d.template}"
+        for r, d in found
+        if d.missing and not d.extra
+    ]
+    if lacking:
+        remedy = "rebuild them, for example with pdbfixer (PDBFixer.findMissingAtoms, addMissingAtoms)"
+        if all(set(d.missing) <= {"OXT"} for _, d in found if d.missing):
+            remedy += ", or end the chain with NME"
+        raise FormatError(
+            f"missing heavy atoms in {len(lacking)} residues: {listed(lacking, most=4)}; {remedy}."
+        ) from None
+    foreign = [(r, d) for r, d in found if d.extra or d.missing]
+    if foreign:
+        described = [f"{_name(r)}: {_describe(d)}" for r, d in foreign]
+        waters = any(r.name == "HOH" for r, _ in foreign)
+        raise FormatError(
+            f"no template in the force field for {len(foreign)} residues: {listed(described, most=3)}. "
+            + ("Take waters and ions out with --remove-solvent, or add" if waters else "Add")
+            + " --forcefield with an OpenMM XML that defines them (for a ligand, from openmmforcefields or OpenFF), or "
+            "rename the residue."
+        ) from None
+    hydrogens = [f"{_name(r)} lacks {listed(list(d.missing_hydrogens))}" for r, d in found if d.missing_hydrogens]
+    if hydrogens and not heavy_only:
+        raise FormatError(
+            f"missing hydrogens in {len(hydrogens)} residues: {listed(hydrogens, most=3)}; add them with "
+            "--add-hydrogens "
+            "(and --ph). It knows standard residues; those of a ligand have to be in the file."
+        ) from None
+    described = [f"{_name(r)}: {_describe(d)}" for r, d in found]
+    raise FormatError(
+        f"no template in the force field for {len(found)} residues: {listed(described, most=3)}. Correct the bonds "
+        "(CONECT "
+        f"records for residues that are not standard, TER records between chains) or the atoms. OpenMM says: "
+        f"{' '.join(message.split('  For more')[0].split())}"
+    ) from None
+
+
+def _name(residue: Any) -> str:
+    chain = f"{residue.chain.id}:" if residue.chain.id.strip() else ""
+    return f"{chain}{residue.name}{residue.id}"
+
+
+def _describe(difference: _Difference) -> str:
+    parts = []
+    for word, atoms in (
+        ("lacks", difference.missing + difference.missing_hydrogens),
+        ("has in excess", difference.extra + difference.extra_hydrogens),
+    ):
+        if atoms:
+            parts.append(f"{word} {listed(list(atoms))}")
+    if difference.ends:
+        parts.append(
+            f"has {abs(difference.ends)} bonds to other residues {'too many' if difference.ends > 0 else 'too few'}"
+        )
+    if difference.bonds:
+        parts.append(listed(list(difference.bonds)))
+    return f"closest template {difference.template}, " + (" and ".join(parts) or "from which the bonds differ")
+
+
+def _closest(residue: Any, forcefield: Any) -> _Difference:
+    templates = forcefield._templates
+    same = [residue.name, *_VARIANTS.get(residue.name, ())]
+    names = [end + name for name in same for end in ("", "N", "C") if end + name in templates]
+    if not names:
+        # any: by content first, and by name among equals
+        ranked = sorted(templates, key=lambda name: (_compare(residue, templates[name]).cost, name))
+        best = _compare(residue, templates[ranked[0]]).cost
+        ties = [name for name in ranked if _compare(residue, templates[name]).cost == best]
+        quoted = re.findall(r"'([^']*)'", nearest(residue.name, ties)) if len(ties) > 1 else []
+        names = [quoted[0] if quoted else ties[0]]
+    return min((_compare(residue, templates[name]) for name in names), key=lambda d: d.cost)
+
+
+def _compare(residue: Any, template: Any) -> _Difference:
+    has = [(a.name, a.element.symbol if a.element is not None else "") for a in residue.atoms()]
+    wants = [(a.name, a.element.symbol if a.element is not None else "") for a in template.atoms]
+    count, wanted = Counter(symbol for _, symbol in has), Counter(symbol for _, symbol in wants)
+    missing = {h: tuple(_names(wants, has, wanted - count, hydrogen=h)) for h in (False, True)}
+    extra = {h: tuple(_names(has, wants, count - wanted, hydrogen=h)) for h in (False, True)}
+    ends = sum(1 for _ in residue.external_bonds()) - len(template.externalBonds)
+    bonds: tuple[str, ...] = ()
+    if count == wanted:
+        bonds = _bond_difference(residue, template)
+    return _Difference(template.name, missing[False], extra[False], missing[True], extra[True], ends, bonds)
+
+
+def _names(ours: list, theirs: list, surplus: Counter, *, hydrogen: bool) -> list[str]:
+    """Names of the atoms of `ours` that are too many, those first that do not occur in `theirs`."""
+    known = {name for name, _ in theirs}
+    names = []
+    for symbol, n in surplus.items():
+        if (symbol == "H") == hydrogen:
+            candidates = sorted((name for name, s in ours if s == symbol), key=lambda name: name in known)
+            names += candidates[:n]
+    return names
+
+
+def _bond_difference(residue: Any, template: Any) -> tuple[str, ...]:
+    bonds = {frozenset((a.name, b.name)) for a, b in residue.internal_bonds()}
+    if not bonds and template.bonds:
+        return ("has no bonds",)
+    if {a.name for a in residue.atoms()} != {a.name for a in template.atoms}:
+        n = len(bonds) - len(template.bonds)
+        return (f"has {abs(n)} bonds too {'many' if n > 0 else 'few'}",) if n else ()
+    wanted = {frozenset((template.atoms[a].name, template.atoms[b].name)) for a, b in template.bonds}
+    lacks = [f"lacks the bond {'-'.join(sorted(pair))}" for pair in wanted - bonds]
+    return tuple(sorted(lacks) + sorted(f"has the bond {'-'.join(sorted(pair))} in excess" for pair in bonds - wanted))
