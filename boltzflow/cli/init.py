@@ -80,8 +80,8 @@ def _summary(folder: Path, system: System) -> str:
     molecules = "1 molecule" if n_molecules == 1 else f"{n_molecules} molecules"
     lines = [
         f"{folder}: {system.description}",
-        f"  size         {system.n_atoms} atoms, {system.topology.n_residues} residues, {molecules}; dimension "
-        f"{system.dimension}",
+        f"  size         {system.n_atoms} atoms, {system.topology.n_residues} residues, {molecules}; "
+        f"dimension {system.dimension}",
         f"  net charge   {net_charge(system.openmm_system):+g} e",
         f"  temperature  {system.temperature:g} K",
         f"  forces       {', '.join(name if n == 1 else f'{n} {name}' for name, n in forces.items())}",

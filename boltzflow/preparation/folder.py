@@ -1,11 +1,9 @@
 """A system folder: what is in it, written completely or not at all."""
 
 import contextlib
-import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,32 +37,27 @@ def check_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block ends without an exception.
+    """A temporary folder of the same name that takes the place of `folder` when the block ends without an exception.
 
     Args:
         folder: Must not exist, or be empty.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as outer:
+        temporary = Path(outer) / folder.name
+        temporary.mkdir()
         yield temporary
-        # mkdtemp makes folders that only the owner may enter
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
         if folder.is_dir():
             folder.rmdir()
         temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def topology_text(topology: Any, positions: np.ndarray) -> str:
     """A PDB file in which every bond has a CONECT record, so that mdtraj reads back the same topology.
 
     Residues keep their numbers where PDB can hold them. A chain is split where two residues that follow each other are
-    not bonded, because readers join the backbone atoms of a chain; atom names that occur twice in a residue are changed.
+    not bonded, because readers join the backbone atoms of a chain. Atom names that occur twice in a residue are
+    changed.
 
     Args:
         topology: An `openmm.app.Topology`.
@@ -153,14 +146,14 @@ def verify_topology(topology: Any, found: Any) -> None:
         )
 
 
-def write_definition(path: Path, definition: dict[str, Any], comment: str) -> None:
+def write_definition(path: Path, definition: dict[str, Any], *, energies: Sequence[float], comment: str) -> None:
     """Write `system.yaml`.
 
     Args:
         path: The file.
-        definition: Its keys.
+        definition: Its keys without the energies.
+        energies: Of `boltzflow.systems.probe_positions`, kJ/mol.
         comment: A line above the energies.
     """
-    energies = definition.pop("energies")
     text = yaml.safe_dump(definition, sort_keys=False, allow_unicode=True, width=1000)
     path.write_text(f"{text}# {comment}\nenergies: [{', '.join(map(repr, energies))}]\n", encoding="utf-8")

@@ -31,6 +31,7 @@ from boltzflow.preparation.readers import (
     read_system,
 )
 from boltzflow.preparation.readme import readme_text
+from boltzflow.preparation.recipes import recipes_for
 from boltzflow.preparation.solvent import check_solvent, remove_solvent
 from boltzflow.systems import System, load_system, probe_positions
 
@@ -69,9 +70,9 @@ def prepare(
     """Make a system folder from exactly one description of a molecule.
 
     The description is `pdb`; or `prmtop` with `inpcrd`; or `psf` with `parameters` and `coordinates`; or `system` with
-    `pdb`; or `sequence`. The structure is energy-minimised. Systems have no cutoff and no constraints. Molecules that are
-    not bonded to each other are held together by a flat-bottom harmonic restraint: without it their distribution in
-    infinite space has no normalisation.
+    `pdb`; or `sequence`. The structure is energy-minimised. Systems have no cutoff and no constraints. Molecules that
+    are not bonded to each other are held together by a flat-bottom harmonic restraint: without it their distribution
+    in infinite space has no normalisation.
 
     Args:
         folder: To be made; its name is the system's. It must not exist, or be empty.
@@ -222,37 +223,43 @@ def _minimise(source: Source) -> None:
 
 def _write(temporary: Path, folder: Path, source: Source, kelvin: float, *, command: str) -> None:
     """Write everything, and read it back before it counts."""
+    import mdtraj
     import openmm
 
     (temporary / "system.xml").write_text(openmm.XmlSerializer.serialize(source.system), encoding="utf-8")
     (temporary / "topology.pdb").write_text(topology_text(source.topology, source.positions), encoding="utf-8")
-    molecules = fragments(source.system.getNumParticles(), [(a.index, b.index) for a, b in source.topology.bonds()])
-    several = f", {len(molecules)} molecules" if len(molecules) > 1 else ""
-    residues = [residue.name for residue in source.topology.residues()]
-    chain = "-".join(residues) if len(residues) <= 12 else f"{len(residues)} residues"
+    structure = mdtraj.load_pdb(str(temporary / "topology.pdb"))
+    verify_topology(source.topology, structure.topology)
+    energies = _energies(source.system, probe_positions(torch.from_numpy(structure.xyz[0]).double(), N_PROBES))
+    comment = f"OpenMM {openmm.__version__}, Reference platform, kJ/mol, of boltzflow.systems.probe_positions"
     definition = {
         "name": folder.name,
-        "description": f"{chain}{several}, {source.definition}",
+        "description": _description(source),
         "temperature": kelvin,
         "data": "data",
-        "energies": (),
     }
-    comment = (
-        f"OpenMM {openmm.__version__}, Reference platform, kJ/mol, of boltzflow.systems.probe_positions(topology, 4)"
-    )
-    write_definition(temporary / "system.yaml", dict(definition), comment)
-    written = load_system(temporary)
-    verify_topology(source.topology, written.topology)
-    definition["energies"] = _energies(source.system, probe_positions(written.positions, N_PROBES))
-    write_definition(temporary / "system.yaml", definition, comment)
+    write_definition(temporary / "system.yaml", definition, energies=energies, comment=comment)
     written = load_system(temporary)
     try:
         written.potential  # noqa: B018 - compares the torch energies with the recorded ones
     except UnsupportedForceError as error:
         source.note(f"the torch back-end does not take this System: {error}")
     written.sector  # noqa: B018 - every atom has internal coordinates
+    recipes = recipes_for(written)
+    (temporary / "recipes").mkdir()
+    for name, text in recipes.items():
+        (temporary / "recipes" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    definition["recipe"] = next(iter(recipes))
+    write_definition(temporary / "system.yaml", definition, energies=energies, comment=comment)
     readme = readme_text(written, source, folder=folder, command=command, versions=package_versions())
     (temporary / "README.md").write_text(readme, encoding="utf-8")
+
+
+def _description(source: Source) -> str:
+    n_molecules = len(fragments(len(source.positions), [(a.index, b.index) for a, b in source.topology.bonds()]))
+    residues = [residue.name for residue in source.topology.residues()]
+    what = "-".join(residues) if len(residues) <= 12 and n_molecules == 1 else f"{len(residues)} residues"
+    return f"{what}{f' in {n_molecules} molecules' if n_molecules > 1 else ''}, {source.definition}"
 
 
 def _energies(system: Any, structures: torch.Tensor) -> tuple[float, ...]:

@@ -36,7 +36,7 @@ _ION_ELEMENTS = {
 
 
 def _kind(residue: Any) -> str | None:
-    """ "water", the symbol of a free ion, or None."""
+    """What a residue is: water, the symbol of a free ion, or None."""
     symbols = sorted(atom.element.symbol for atom in residue.atoms() if atom.element is not None)
     if symbols in (["H", "H", "O"], ["O"]) and not any(True for _ in residue.external_bonds()):
         return "water"
