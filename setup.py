@@ -7,6 +7,6 @@ shipped = {"boltzflow._systems": "systems", "boltzflow._data": "data"}
 setup(
     packages=[*find_packages(include=["boltzflow", "boltzflow.*"]), *shipped],
     package_dir=shipped,
-    package_data={"boltzflow": ["**/*.cpp", "**/*.h"], **{name: ["**/*"] for name in shipped}},
+    package_data={"boltzflow": ["**/*.bib", "**/*.cpp", "**/*.h"], **{name: ["**/*"] for name in shipped}},
     exclude_package_data={"": ["__pycache__/*"]},
 )

@@ -36,7 +36,7 @@ ARROWS = {
     "training": {"objectives", "simulation", "io"},
     "analysis": {"ensemble", "simulation"},
     "systems": {"generators"},
-    "citation": {"ensemble", "io"},
+    "citation": {"systems"},
     "testing": {"generators"},
     "preparation": {"systems", "simulation"},
     "workflow": {"systems", "training"},

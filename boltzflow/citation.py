@@ -1,0 +1,224 @@
+"""`boltzflow.cite`: the BibTeX of exactly the methods that made a result, as they were recorded with it."""
+
+import functools
+import json
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boltzflow.errors import FormatError
+from boltzflow.io.provenance import Provenance, method_names
+
+if TYPE_CHECKING:
+    from boltzflow.io.config import RunConfig
+
+__all__ = ["REFERENCES", "cite"]
+
+CORE = ("boltzflow", "Generator", "PyTorch", "OpenMM", "MDTraj", "kish_ess", "pareto_k")
+"""What is cited when nothing is asked for in particular."""
+
+REFERENCES: dict[str, tuple[str, ...]] = {
+    # the package and its tools
+    "boltzflow": ("boltzflow",),
+    "MDTraj": ("mcgibbon2015",),
+    "OpenMM": ("eastman2024",),
+    "OpenMMPotential": ("eastman2024",),
+    "PyTorch": ("paszke2019",),
+    # generators, paths and transitions
+    "Generator": ("noe2019", "wu2020"),
+    "GeometricPath": ("neal2001",),
+    "TemperedPath": ("neal2001",),
+    "Affine": (),
+    "AffineCoupling": ("dinh2017",),
+    "ElementwiseSpline": ("durkan2019",),
+    "HMC": ("duane1987", "neal2011"),
+    "InternalToCartesian": ("parsons2005",),
+    "MALA": ("roberts1996",),
+    "OverdampedLangevin": ("nilmeier2011", "wu2020"),
+    "RandomWalkMetropolis": ("metropolis1953",),
+    "SplineCoupling": ("durkan2019",),
+    "SystematicResampling": ("kitagawa1996", "delmoral2006"),
+    "TorsionMove": ("metropolis1953",),
+    "TriangularAffine": (),
+    "circular spline": ("rezende2020",),
+    # objectives and training
+    "AdamW": ("loshchilov2019",),
+    "CoverageLikelihood": ("midgley2023",),
+    "MaximumLikelihood": ("noe2019",),
+    "Mixture": ("noe2019",),
+    "ReverseKL": ("noe2019",),
+    "SelfWeightedKL": ("mueller2019",),
+    "log-variance loss": ("richter2020",),
+    "path gradient": ("roeder2017",),
+    # simulation
+    "ParallelTempering": ("hukushima1996",),
+    "ReplicaExchange": ("hukushima1996",),
+    "molecular_dynamics": ("zhang2019",),
+    "step size adaptation": ("robbins1951",),
+    # estimates
+    "bar": ("bennett1976", "shirts2003"),
+    "exp_free_energy": ("zwanzig1954", "jarzynski1997"),
+    "kish_ess": ("kish1965",),
+    "mbar": ("shirts2008",),
+    "pareto_k": ("vehtari2024", "zhang2009"),
+    "reweight": ("zwanzig1954",),
+    "split_rhat": ("vehtari2021",),
+    "statistical_inefficiency": ("chodera2007", "shirts2008"),
+    # bases and targets
+    "Dirac": (),
+    "DoubleWell": ("noe2019", "wu2020"),
+    "DoubleWellCluster": ("koehler2020",),
+    "FramesBase": (),
+    "Funnel": ("neal2003",),
+    "Gaussian": (),
+    "GaussianMixture": (),
+    "GeneratorTarget": (),
+    "Harmonic": (),
+    "LennardJonesCluster": ("koehler2020",),
+    "ManyWell": ("midgley2023",),
+    "MeanFreeGaussian": ("koehler2020",),
+    "ProductBase": (),
+    "TruncatedNormal": (),
+    "Uniform": (),
+    "VonMises": ("best1979",),
+    "Wells": (),
+    # terms of the force field
+    "ACE surface area": ("schaefer1998",),
+    "CMAPTorsions": ("mackerell2004",),
+    "GeneralizedBorn": ("onufriev2004", "hawkins1995"),
+    "HarmonicAngles": (),
+    "HarmonicBonds": (),
+    "Nonbonded": (),
+    "PeriodicTorsions": (),
+    # parameters, by the names of OpenMM's files
+    "amber03.xml": ("duan2003",),
+    "amber14-all.xml": ("maier2015",),
+    "amber14/protein.ff14SB.xml": ("maier2015",),
+    "amber19-all.xml": ("tian2020",),
+    "amber19/protein.ff19SB.xml": ("tian2020",),
+    "amber96.xml": ("kollman1997",),
+    "amber99sb.xml": ("hornak2006",),
+    "amber99sbildn.xml": ("hornak2006", "lindorff2010"),
+    "charmm36.xml": ("best2012",),
+    "charmm36_2024.xml": ("best2012", "huang2017"),
+    "amber03_obc.xml": ("onufriev2004",),
+    "amber10_obc.xml": ("onufriev2004",),
+    "amber96_obc.xml": ("onufriev2004",),
+    "amber99_obc.xml": ("onufriev2004",),
+    "implicit/gbn.xml": ("mongan2007",),
+    "implicit/gbn2.xml": ("nguyen2013",),
+    "implicit/hct.xml": ("hawkins1996",),
+    "implicit/obc1.xml": ("onufriev2004",),
+    "implicit/obc2.xml": ("onufriev2004",),
+}
+"""Name of a method, of its class where it has one, to keys of `references.bib`; () where there is nothing to cite."""
+
+
+def cite(run: Any = None) -> str:
+    """BibTeX of the methods that made a result, each entry headed by a comment that says what it is cited for.
+
+    Nothing is guessed: ensembles and checkpoints record what was used, down to the terms of the force field and to what
+    trained the generator. Names without a known reference are listed in a comment.
+
+    Args:
+        run: An Ensemble, a Generator, a Target, a System, a RunConfig, a Checkpoint or a Provenance; the path of an
+            ensemble file, a checkpoint, the YAML file of a run, a run folder or a system folder; or the name of a
+            system. None gives the core references of the package.
+
+    Returns:
+        The text of a `.bib` file.
+
+    Raises:
+        FormatError: If a file is none of these.
+        TypeError: If an object is none of these.
+        UnknownNameError: If a name is neither a path nor a system.
+
+    Example:
+        >>> import boltzflow
+        >>> print(boltzflow.cite()[:42])
+        % used for: boltzflow
+        @misc{boltzflow,
+    """
+    if isinstance(run, str | os.PathLike):
+        run = _open(run)
+    names = method_names("boltzflow", *_methods(run), "PyTorch")
+    used_for: dict[str, list[str]] = {}
+    for name in names:
+        for key in REFERENCES.get(name, ()):
+            used_for.setdefault(key, []).append(name)
+    parts = [f"% used for: {', '.join(used)}\n{_entries()[key]}" for key, used in used_for.items()]
+    unknown = [name for name in names if name not in REFERENCES]
+    if unknown:
+        parts.insert(0, f"% no reference is known here for: {', '.join(unknown)}\n")
+    if isinstance(_provenance(run), Provenance) and not _provenance(run).methods:
+        parts.insert(0, "% the methods of this result were not recorded; these are the core references\n")
+    return "\n".join(parts)
+
+
+def _provenance(run: Any) -> Any:
+    return run if isinstance(run, Provenance) else getattr(run, "provenance", None)
+
+
+def _methods(run: Any) -> list[str]:
+    from boltzflow.ensemble import Ensemble
+    from boltzflow.io.checkpoint import Checkpoint
+    from boltzflow.io.config import RunConfig
+    from boltzflow.systems import System, load_system
+
+    if run is None:
+        return list(CORE)
+    if isinstance(run, Ensemble):
+        # what every error bar and warning of such an ensemble rests on
+        errors = ("statistical_inefficiency",) if run.chain is not None else ("kish_ess", "pareto_k")
+        return method_names(*(run.provenance.methods or CORE), *errors)
+    if isinstance(run, Provenance):
+        return run.methods or list(CORE)
+    if isinstance(run, System):
+        return method_names(run.target)
+    if isinstance(run, Checkpoint):
+        return method_names(*_built(run.config), *run.methods, load_system(run.config.system).target)
+    if isinstance(run, RunConfig):
+        return method_names(*_built(run), *run.objective.methods, "AdamW", load_system(run.system).target)
+    if hasattr(run, "methods") or hasattr(run, "reduced_energy"):
+        return method_names(run)
+    raise TypeError(
+        f"cite: expected an Ensemble, Generator, Target, System, RunConfig, Checkpoint, Provenance, path or name, got "
+        f"{type(run).__name__}."
+    )
+
+
+def _built(config: "RunConfig") -> list[str]:
+    """The parts of the Generator that a configuration describes."""
+    from boltzflow.generators.families import build_generator
+    from boltzflow.systems import load_system
+
+    return method_names(build_generator(load_system(config.system), config.generator))
+
+
+def _open(name: str | os.PathLike) -> Any:
+    """What a path or the name of a system stands for."""
+    from boltzflow.ensemble import Ensemble
+    from boltzflow.io.checkpoint import load_checkpoint
+    from boltzflow.io.config import load_config, parse_config
+    from boltzflow.systems import load_system
+
+    path = Path(name)
+    if (path / "checkpoint.pt").is_file():
+        return load_checkpoint(path / "checkpoint.pt")
+    if (path / "run.json").is_file():
+        return parse_config(json.loads((path / "run.json").read_text(encoding="utf-8")), origin=str(path / "run.json"))
+    readers = {".h5": Ensemble.load, ".pt": load_checkpoint, ".yaml": load_config, ".yml": load_config}
+    if path.suffix in readers:
+        return readers[path.suffix](path)
+    if path.is_file():
+        raise FormatError(f"cite {path}: expected an ensemble (.h5), a checkpoint (.pt) or a run (.yaml).")
+    return load_system(name)
+
+
+@functools.cache
+def _entries() -> dict[str, str]:
+    """Key to entry of `references.bib`."""
+    text = resources.files("boltzflow").joinpath("references.bib").read_text(encoding="utf-8")
+    return {re.match(r"@\w+\{([^,]+),", entry).group(1): entry + "\n" for entry in re.split(r"\n\n+", text.strip())}
