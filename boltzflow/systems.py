@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from boltzflow._typing import Float, Float64, Tensor
+from boltzflow.coordinates.links import fragment_links
 from boltzflow.coordinates.sector import LabelSector
 from boltzflow.coordinates.zmatrix import ZMatrix
 from boltzflow.errors import CheckpointMismatchError, FormatError, UnknownNameError, nearest
@@ -130,11 +131,19 @@ class System:
 
     @cached_property
     def zmatrix(self) -> ZMatrix:
-        """Internal coordinates, with the peptide backbone preferred."""
+        """Internal coordinates, with the peptide backbone preferred; links join the molecules if there are several.
+
+        Raises:
+            ValueError: If there are fewer than three atoms, or atoms that no bond, angle and torsion can place.
+        """
         names = {"N", "CA", "C"}
         amino_acids = [r for r in self.topology.residues if names <= {atom.name for atom in r.atoms}]
         backbone = [atom.index for residue in amino_acids for atom in residue.atoms if atom.name in names]
-        return ZMatrix.from_bonds(self.n_atoms, self.bonds, elements=self.elements, backbone=backbone)
+        common = {"elements": self.elements, "names": [f"{a.residue}-{a.name}" for a in self.topology.atoms]}
+        links = fragment_links(self.n_atoms, self.bonds, positions=self.positions, **common)
+        return ZMatrix.from_bonds(
+            self.n_atoms, self.bonds, links=links, reference=self.positions, backbone=backbone, **common
+        )
 
     @cached_property
     def sector(self) -> LabelSector:

@@ -3,6 +3,7 @@
 from boltzflow.coordinates.alignment import align, rmsd
 from boltzflow.coordinates.domain import InternalDomain
 from boltzflow.coordinates.internal import InternalCoordinateMap, InternalCoordinates
+from boltzflow.coordinates.links import fragment_links
 from boltzflow.coordinates.mean_free import from_mean_free, mean_free_basis, project_mean_free, to_mean_free
 from boltzflow.coordinates.sector import LabelSector
 from boltzflow.coordinates.torus import circular_difference, wrap
@@ -16,6 +17,7 @@ __all__ = [
     "ZMatrix",
     "align",
     "circular_difference",
+    "fragment_links",
     "from_mean_free",
     "mean_free_basis",
     "project_mean_free",

@@ -46,13 +46,18 @@ def distances_from(start: int, neighbours: Sequence[Sequence[int]]) -> list[int]
 
 def connected_components(neighbours: Sequence[Sequence[int]]) -> list[list[int]]:
     """Return the connected components, each a sorted list of atoms, ordered by their first atom."""
-    seen: set[int] = set()
+    seen = [False] * len(neighbours)
     components = []
     for atom in range(len(neighbours)):
-        if atom not in seen:
-            component = [k for k, d in enumerate(distances_from(atom, neighbours)) if d >= 0]
-            seen.update(component)
-            components.append(component)
+        if not seen[atom]:
+            seen[atom] = True
+            component = [atom]
+            for member in component:
+                for other in neighbours[member]:
+                    if not seen[other]:
+                        seen[other] = True
+                        component.append(other)
+            components.append(sorted(component))
     return components
 
 

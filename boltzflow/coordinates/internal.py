@@ -37,10 +37,12 @@ class InternalCoordinateMap(nn.Module):
     of the box for the translation of atom j), ``to_internal`` its negative. Storing a sibling's torsion relative to
     the first sibling is a shift by another coordinate and leaves the determinant unchanged.
 
-    The inner layout is (3, n_atoms, batch), so that every operation is vectorised over the batch. Placement needs no
-    normalisation: with the unit vectors e (b to c), p (towards d, normal to e) and q = p x e of an axis (b, c), the
-    atom goes to b + r (cos(theta) e + sin(theta) (cos(phi) p + sin(phi) q)), and the vectors of the axis (a, b) are a
-    rotation of those of (b, c). The cost is one batched step per level and nothing depends on the values.
+    The inner layout is (3, n_atoms, batch), so that every operation is vectorised over the batch. Placement along a
+    chain needs no normalisation: with the unit vectors e (b to c), p (towards d, normal to e) and q = p x e of an axis
+    (b, c), the atom goes to b + r (cos(theta) e + sin(theta) (cos(phi) p + sin(phi) q)), and the vectors of the axis
+    (a, b) are a rotation of those of (b, c). Only the few axes that do not continue one (at the start of a further
+    fragment, beside a linear group) are made from positions. The cost is one batched step per level and nothing
+    depends on the values.
 
     Args:
         zmatrix: the references of every atom.
@@ -76,13 +78,16 @@ class InternalCoordinateMap(nn.Module):
             "_place": place,
             "_sibling": sibling,
             "_first": first[sibling],
-            **{f"_parent_{level}": part for level, part in enumerate(self._split_levels(zmatrix))},
         }.items():
             self.register_buffer(name, index.clone(), persistent=False)
-
-    @staticmethod
-    def _split_levels(zmatrix: ZMatrix) -> tuple[Tensor, ...]:
-        return torch.as_tensor(zmatrix.parent_position).split(list(zmatrix.level_sizes))
+        # Per level: the parents whose own axis is continued, and (b, c, d) of the atoms with another axis.
+        parents = torch.as_tensor(zmatrix.parent_position).split(list(zmatrix.level_sizes))
+        axes = place[torch.as_tensor(zmatrix.axis_atoms)].split(list(zmatrix.level_sizes))
+        self._other_axes = [bool((parent < 0).any()) for parent in parents]
+        for level, (parent, axis) in enumerate(zip(parents, axes, strict=True)):
+            self.register_buffer(f"_parent_{level}", parent[parent >= 0].clone(), persistent=False)
+            if self._other_axes[level]:
+                self.register_buffer(f"_axis_{level}", axis[parent < 0].t().contiguous(), persistent=False)
 
     def extra_repr(self) -> str:
         """Return sizes for ``repr``."""
@@ -185,8 +190,13 @@ class InternalCoordinateMap(nn.Module):
         scalars = torch.stack([b, sin, cos, phi.sin(), phi.cos()]).split(list(self.zmatrix.level_sizes), dim=1)
         for level, values in enumerate(scalars):
             parent = getattr(self, f"_parent_{level}")
-            origin = position.index_select(1, parent)
-            frame, position = _place_level(frame.index_select(2, parent), origin, values)
+            start, origin = frame.index_select(2, parent), position.index_select(1, parent)
+            if self._other_axes[level]:
+                points = torch.cat(placed, dim=1)
+                b_c_d = [points.index_select(1, index) for index in getattr(self, f"_axis_{level}").unbind(0)]
+                start = torch.cat([start, _frame_of(*b_c_d)], dim=2)
+                origin = torch.cat([origin, b_c_d[0]], dim=1)
+            frame, position = _place_level(start, origin, values)
             placed.append(position)
         r = torch.cat(placed, dim=1).index_select(1, self._place)
         return r.permute(2, 1, 0).contiguous(), log_det
@@ -214,6 +224,15 @@ def _seed_frame(b_ij: Tensor, b_jk: Tensor, sin: Tensor, cos: Tensor) -> tuple[T
     ]
     e, p, q, position = torch.stack(rows).view(4, 3, 3, -1).unbind(0)
     return torch.stack([e, p, q]), position
+
+
+def _frame_of(b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Return the vectors (e, p, q), (3, 3, atoms, batch), of the axes from b to c towards d, each (3, atoms, batch)."""
+    e = (c - b) / _norm(c - b)
+    arm = d - b
+    p = arm - _dot(arm, e) * e
+    p = p / _norm(p)
+    return torch.stack([e, p, torch.linalg.cross(p, e, dim=0)])
 
 
 def _place_level(frame: Tensor, origin: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,8 @@ __all__ = ["LabelSector"]
 
 # A sibling torsion keeps a hand only while the reference is clearly on one side: between 30 and 150 degrees.
 _CLEAR_HAND = (math.pi / 6, 5 * math.pi / 6)
+# The volume that unit vectors to three neighbours span at a carbon whose hand is kept by that volume alone.
+_CLEAR_VOLUME = 0.2
 
 
 class LabelSector(nn.Module):
@@ -79,7 +81,7 @@ class LabelSector(nn.Module):
                      for b, around in enumerate(neighbours)}  # fmt: skip
 
         corners, rows = self._sibling_corners(neighbours, hydrogens, reference)
-        corners += self._extra_corners(corners, neighbours, hydrogens)
+        corners += self._extra_corners(corners, neighbours, hydrogens, reference.double().cpu())
         self.register_buffer("_corners", torch.tensor(corners, dtype=torch.int64).reshape(-1, 4), persistent=False)
         signs = self._volumes(reference[None]).sign()[:, 0].long()
         self.register_buffer("_signs", signs, persistent=False)
@@ -164,29 +166,36 @@ class LabelSector(nn.Module):
         corners, rows = [], []
         for row, (a, b, c, d) in enumerate(self.zmatrix.torsion_atoms.tolist()):
             pair = len(neighbours[b]) == 3 and {a, d} <= set(hydrogens[b])
-            if self.zmatrix.proper[row] or not (len(neighbours[b]) == 4 or pair):
+            around = {a, c, d} <= set(neighbours[b]) and (len(neighbours[b]) == 4 or pair)
+            if self.zmatrix.proper[row] or not around:
                 continue
-            angle = abs(_torsion(*reference[[a, b, c, d]]))
-            if _CLEAR_HAND[0] < angle < _CLEAR_HAND[1]:
+            if _CLEAR_HAND[0] < abs(_torsion(*reference[[a, b, c, d]])) < _CLEAR_HAND[1]:
                 corners.append((b, a, c, d))
                 rows.append(row)
-            elif self.zmatrix.elements[b] == 6 and len(neighbours[b]) == 4:
-                raise ValueError(
-                    f"reference: carbon {b} with four neighbours is not tetrahedral (torsion of {a} against {d} about "
-                    f"{b}-{c} is {math.degrees(angle):.0f} degrees); pass an energy-minimised structure"
-                )
         return corners, rows
 
     def _extra_corners(
-        self, corners: list[tuple[int, int, int, int]], neighbours: list[list[int]], hydrogens: dict[int, list[int]]
+        self,
+        corners: list[tuple[int, int, int, int]],
+        neighbours: list[list[int]],
+        hydrogens: dict[int, list[int]],
+        reference: Tensor,
     ) -> list[tuple[int, int, int, int]]:
-        """Return three neighbours of each four-coordinate centre that ring closure left with too few siblings."""
+        """Return three neighbours of each four-coordinate centre of which fewer than two siblings keep a hand."""
         kept = [corner[0] for corner in corners]
         extra = []
         for b, around in enumerate(neighbours):
             if len(around) == 4 and kept.count(b) < 2 and (self.zmatrix.elements[b] == 6 or b in kept):
                 # With both hydrogens among the three, an exchange of them reverses the volume exactly.
                 first = [*hydrogens[b], *(a for a in around if a not in hydrogens[b])][:3]
+                arms = torch.nn.functional.normalize(reference[first] - reference[b], dim=1)
+                volume = float(torch.linalg.det(arms))
+                if abs(volume) < _CLEAR_VOLUME:
+                    raise ValueError(
+                        f"reference: carbon {b} with four neighbours {around} is not tetrahedral (the unit vectors to "
+                        f"{first} span the volume {volume:.2f}, a tetrahedral carbon's are at ±0.77); pass an "
+                        "energy-minimised structure"
+                    )
                 extra.append((b, *first))
         return extra
 

@@ -1,18 +1,20 @@
-"""A Z-matrix from the bond graph of one molecule, sorted into levels that are placed in one batched step."""
+"""A Z-matrix from the bond graph of one or several molecules, sorted into levels placed in one batched step each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from boltzflow.coordinates.graph import connected_components, distances_from, neighbour_lists
+from boltzflow._typing import Float, Tensor
+from boltzflow.coordinates.graph import connected_components, neighbour_lists
+from boltzflow.coordinates.placement import ON_A_LINE, Row, choose_seed, place_atoms, sine_of_angle
 
 __all__ = ["ZMatrix"]
 
 
 @dataclass(frozen=True, eq=False)
 class ZMatrix:
-    """Which bond, angle and torsion places each atom of one connected molecule.
+    """Which bond, angle and torsion places each atom of a system of molecules.
 
     The first three atoms of ``order``, the *seed* i-j-k, fix the frame. They are two bonds in the middle of the
     molecule; j is a graph centre. The bonds that lead away from j form a spanning tree, so that a bond that closes a
@@ -22,30 +24,44 @@ class ZMatrix:
     (d = first sibling). Proper torsions are the soft coordinates; sibling torsions are stiff and unimodal. About the
     axis (j, i) of the seed, k takes the part of the first sibling, so that all further neighbours of j are siblings.
 
-    In a linear arrangement (a-b-c or b-c-d collinear) the torsion is not defined; such molecules are not supported.
+    *Several molecules.* A link p-q is a pseudo-bond from an atom p that is placed already to the first atom q of
+    another fragment. Its length, the angles q-p-c and r-q-p and the torsions q-p-c-d, r-q-p-c and s-q-r-p (with two
+    further atoms r and s of the fragment) place and orient the fragment; these torsions are proper. Every other
+    coordinate of the fragment is one of its own, as if it were alone.
+
+    *Linear groups.* With a ``reference``, an atom a in line with b and c (a nitrile N, the second half of an alkyne) is
+    placed by an angle and a torsion about an axis from b to the next atom of the chain that is not on the line. Such a
+    torsion is stiff and not proper. An axis b-c whose d would be on the line takes its d from further along the chain.
+    A system of which all atoms lie on one line has no such coordinates.
 
     Attributes:
         n_atoms: number of atoms.
         elements: atomic numbers; all 0 if they were not given.
         bonds: the bond list, sorted, without repetitions.
+        links: the pseudo-bonds between fragments, sorted; no bonds in any chemical sense.
         order: (n_atoms,) atoms in the order of placement; ``order[:3]`` is the seed (i, j, k).
         torsion_atoms: (n_atoms - 3, 4) atoms (a, b, c, d) of each torsion; a = ``order[3:]``.
         proper: (n_atoms - 3,) True for the proper (soft) torsions, False for the siblings.
-        first_sibling: (n_atoms - 3,) row of the first sibling's torsion; -1 for proper torsions and for the
-            neighbours of j, whose reference k has none.
+        first_sibling: (n_atoms - 3,) row of the first sibling's torsion; -1 where there is none: for proper torsions,
+            for atoms in line with an axis, and for the neighbours of j, whose reference is k.
         level_sizes: atoms per dependency level after the seed; level by level they fill ``order[3:]``.
-        parent_position: (n_atoms - 3,) place of b within the level before (level 0: the seed).
+        parent_position: (n_atoms - 3,) place of b within the level before (level 0: the seed) where the axis is the one
+            along which b itself was placed; -1 for other axes, which come last in their level.
+        axis_atoms: (n_atoms - 3, 3) atoms b, c and that from which torsions about this axis are counted: d, or for a
+            sibling the d of the first sibling.
     """
 
     n_atoms: int
     elements: tuple[int, ...]
     bonds: tuple[tuple[int, int], ...]
+    links: tuple[tuple[int, int], ...]
     order: np.ndarray
     torsion_atoms: np.ndarray
     proper: np.ndarray
     first_sibling: np.ndarray
     level_sizes: tuple[int, ...]
     parent_position: np.ndarray
+    axis_atoms: np.ndarray
 
     @classmethod
     def from_bonds(
@@ -54,92 +70,101 @@ class ZMatrix:
         bonds: Sequence[tuple[int, int]],
         *,
         elements: Sequence[int] | None = None,
+        links: Sequence[tuple[int, int]] = (),
+        reference: Float[Tensor, "n_atoms 3"] | None = None,
         seed: tuple[int, int, int] | None = None,
         backbone: Sequence[int] = (),
+        names: Sequence[str] | None = None,
     ) -> "ZMatrix":
-        """Build the Z-matrix of a connected molecule.
+        """Build the Z-matrix of a molecule, or of several that links connect.
 
         Args:
             n_atoms: number of atoms, at least 3.
             bonds: pairs of atom indices.
             elements: atomic numbers. Heavy atoms are preferred for the seed and for the proper torsions; without
                 elements all atoms count as heavy.
+            links: pairs of atom indices that join the fragments into one tree, as ``fragment_links`` finds them.
+            reference: (n_atoms, 3) nm, a relaxed structure in which linear groups are recognised; without one no
+                arrangement is taken to be linear.
             seed: the atoms (i, j, k), with bonds i-j and j-k; by default a graph centre and its two heaviest branches.
             backbone: atoms that are preferred for the seed and for proper torsions (for a protein N, CA and C, which
                 makes the proper torsions phi, psi and omega whatever the side chains).
+            names: atom names for errors; by default the atom indices.
 
         Returns:
             The Z-matrix; the result is the same for the same arguments.
 
         Raises:
-            ValueError: if there are fewer than three atoms, if the molecule is not connected (the error lists the
-                components), if a bond or the seed is impossible, or if ``elements`` has the wrong length.
+            ValueError: if there are fewer than three atoms, if bonds and links do not connect them (the error lists the
+                components), if a bond, a link or the seed is impossible, if ``elements`` or ``reference`` have the
+                wrong length, or if atoms lie on a line that no other atom helps to leave (they are listed).
         """
         if n_atoms < 3:
             raise ValueError(f"n_atoms: a Z-matrix needs at least 3 atoms, got {n_atoms}; use Cartesian coordinates")
         numbers = tuple(int(z) for z in elements) if elements is not None else (0,) * n_atoms
         if len(numbers) != n_atoms:
             raise ValueError(f"elements: expected {n_atoms} atomic numbers, got {len(numbers)}")
+        if reference is not None and tuple(reference.shape) != (n_atoms, 3):
+            raise ValueError(f"reference: expected shape {(n_atoms, 3)}, got {tuple(reference.shape)}")
+        label = [str(a) for a in range(n_atoms)] if names is None else [str(name) for name in names]
         neighbours = neighbour_lists(n_atoms, bonds)
-        _require_connected(neighbours)
+        links = tuple(sorted({(min(p, q), max(p, q)) for p, q in links}))
+        _require_tree(neighbours, links, label)
+        joined = neighbour_lists(n_atoms, [*bonds, *links])
+        known_links = {pair for p, q in links for pair in ((p, q), (q, p))}
+
+        def is_link(a: int, b: int) -> bool:
+            return (a, b) in known_links
+
+        backbone = set(backbone)
         preference = [(a not in backbone, numbers[a] == 1) for a in range(n_atoms)]
-        if seed is None:
-            seed = _choose_seed(neighbours, preference, numbers)
-        elif len(set(seed)) != 3 or seed[0] not in neighbours[seed[1]] or seed[2] not in neighbours[seed[1]]:
+        sine = sine_of_angle(reference)
+        if seed is not None and not (len(set(seed)) == 3 and {seed[0], seed[2]} <= set(joined[seed[1]])):
             raise ValueError(f"seed {seed}: expected atoms (i, j, k) with bonds i-j and j-k; name three such atoms")
-        return cls._assemble(neighbours, numbers, seed, preference)
+        if seed is None:
+            seed = choose_seed(joined, is_link, preference, numbers, sine)
+        if seed is None or sine(*seed) < ON_A_LINE:
+            raise _on_a_line(label, range(n_atoms) if seed is None else seed)
+        levels, unplaced = place_atoms(joined, seed, is_link, preference, numbers, sine)
+        if unplaced:
+            raise _on_a_line(label, sorted(set(range(n_atoms)) - {*seed, *(row.a for rows in levels for row in rows)}))
+        return cls._of_levels(neighbours, links, numbers, seed, levels)
 
     @classmethod
-    def _assemble(
+    def _of_levels(
         cls,
         neighbours: list[list[int]],
+        links: tuple[tuple[int, int], ...],
         numbers: tuple[int, ...],
         seed: tuple[int, int, int],
-        preference: list[tuple[bool, bool]],
+        levels: list[list[Row]],
     ) -> "ZMatrix":
         i, j, k = seed
-        children = _spanning_tree(j, neighbours)
-        size = _branch_sizes(j, children)
-        # (c, d) for the children of each atom; the seed's are set by hand, all others inherit (parent, parent's c).
-        axis = {i: (j, k), j: (i, k), k: (j, i)}
-        order, rows, proper, first_sibling, parent_position = [i, j, k], [], [], [], []
-        row_of: dict[int, int] = {}
-        level_sizes = []
-        previous = [i, j, k]
-        while True:
-            level = []
-            for b in previous:
-                siblings = sorted(
-                    (a for a in children[b] if a not in seed),
-                    key=lambda a: (*preference[a], -size[a], -numbers[a], a),
-                )
-                level += [(a, b, n == 0 and b != j, siblings[0]) for n, a in enumerate(siblings)]
-            if not level:
-                break
-            place = {b: n for n, b in enumerate(previous)}
-            for a, *_ in level:
-                row_of[a] = len(row_of)
-            for a, b, is_proper, first in level:
-                c, d = axis[b]
-                axis[a] = (b, c)
-                sibling_of_first = not is_proper and b != j
-                rows.append((a, b, c, first if sibling_of_first else d))
-                proper.append(is_proper)
-                first_sibling.append(row_of[first] if sibling_of_first else -1)
-                parent_position.append(place[b])
-            order += [a for a, *_ in level]
-            level_sizes.append(len(level))
-            previous = [a for a, *_ in level]
+        # The axis and the place, within the level before, of every atom that the next level may inherit.
+        axis, previous = {i: (j, k), j: (i, k), k: (j, i)}, {i: 0, j: 1, k: 2}
+        rows: list[Row] = []
+        parent_position: list[int] = []
+        for level in levels:
+            place = [previous[row.b] if axis[row.b] == (row.c, row.d) and row.b in previous else -1 for row in level]
+            inherited_first = sorted(range(len(level)), key=lambda n: place[n] < 0)
+            previous = {level[n].a: m for m, n in enumerate(inherited_first)}
+            axis.update({row.a: (row.b, row.c) for row in level})
+            rows += [level[n] for n in inherited_first]
+            parent_position += [place[n] for n in inherited_first]
+        row_of = {row.a: n for n, row in enumerate(rows)}
+        torsion_atoms = [(row.a, row.b, row.c, row.d if row.first < 0 else row.first) for row in rows]
         return cls(
             n_atoms=len(neighbours),
             elements=numbers,
             bonds=tuple((a, b) for a in range(len(neighbours)) for b in neighbours[a] if a < b),
-            order=np.array(order),
-            torsion_atoms=np.array(rows, dtype=np.int64).reshape(-1, 4),
-            proper=np.array(proper, dtype=bool),
-            first_sibling=np.array(first_sibling, dtype=np.int64),
-            level_sizes=tuple(level_sizes),
+            links=links,
+            order=np.array([*seed, *row_of]),
+            torsion_atoms=np.array(torsion_atoms, dtype=np.int64).reshape(-1, 4),
+            proper=np.array([row.proper for row in rows], dtype=bool),
+            first_sibling=np.array([row_of.get(row.first, -1) for row in rows], dtype=np.int64),
+            level_sizes=tuple(len(level) for level in levels),
             parent_position=np.array(parent_position, dtype=np.int64),
+            axis_atoms=np.array([row[1:4] for row in rows], dtype=np.int64).reshape(-1, 3),
         )
 
     @property
@@ -183,51 +208,31 @@ class ZMatrix:
         return "\n".join(lines)
 
 
-def _require_connected(neighbours: list[list[int]]) -> None:
-    components = connected_components(neighbours)
-    if len(components) > 1:
-        listed = "; ".join(f"{{{', '.join(map(str, c))}}}" for c in components[1:])
+def _require_tree(neighbours: list[list[int]], links: tuple[tuple[int, int], ...], label: list[str]) -> None:
+    """Raise unless the links join the fragments into one tree."""
+    fragments = connected_components(neighbours)
+    fragment_of = {a: number for number, atoms in enumerate(fragments) for a in atoms}
+    outside = [pair for pair in links if not set(pair) <= set(fragment_of)]
+    if outside:
+        raise ValueError(f"links {outside}: expected pairs of atoms among 0..{len(neighbours) - 1}")
+    pairs = [(fragment_of[p], fragment_of[q]) for p, q in links]
+    groups = connected_components(neighbour_lists(len(fragments), [pair for pair in pairs if pair[0] != pair[1]]))
+    if len(groups) > 1:
+        listed = "; ".join(f"{{{', '.join(label[a] for f in group for a in fragments[f])}}}" for group in groups[1:])
         raise ValueError(
-            f"bonds: expected one connected molecule, found {len(components)} components; the atoms not connected to "
-            f"atom 0 are {listed}. Add the missing bonds, or describe each molecule by its own Z-matrix"
+            f"bonds: expected one connected molecule, found {len(groups)} components; the atoms not connected to atom "
+            f"{label[0]} are {listed}. Add the missing bonds, or pass links=fragment_links(...) for several molecules"
+        )
+    if len(links) != len(fragments) - 1:
+        raise ValueError(
+            f"links: {len(fragments)} fragments need {len(fragments) - 1} links that join them into a tree, got "
+            f"{len(links)} ({links}); use those of fragment_links"
         )
 
 
-def _choose_seed(
-    neighbours: list[list[int]], preference: list[tuple[bool, bool]], numbers: tuple[int, ...]
-) -> tuple[int, int, int]:
-    """Choose as j a centre of the graph (fewest levels) and as i and k its preferred, then largest branches."""
-
-    def n_heavy(atom: int) -> int:
-        return min(2, sum(numbers[b] != 1 for b in neighbours[atom]))
-
-    candidates = []
-    for atom in range(len(neighbours)):
-        if len(neighbours[atom]) >= 2:
-            distance = distances_from(atom, neighbours)
-            candidates.append((-n_heavy(atom), preference[atom], max(distance), sum(distance), atom))
-    j = min(candidates)[-1]
-    size = _branch_sizes(j, _spanning_tree(j, neighbours))
-    i, k = sorted(neighbours[j], key=lambda a: (*preference[a], -size[a], -numbers[a], a))[:2]
-    return i, j, k
-
-
-def _spanning_tree(root: int, neighbours: list[list[int]]) -> list[list[int]]:
-    """Return the children of every atom in a breadth-first tree (ties: the parent with the lower index)."""
-    distance = distances_from(root, neighbours)
-    children: list[list[int]] = [[] for _ in neighbours]
-    for atom, around in enumerate(neighbours):
-        if atom != root:
-            children[min(b for b in around if distance[b] == distance[atom] - 1)].append(atom)
-    return children
-
-
-def _branch_sizes(root: int, children: list[list[int]]) -> list[int]:
-    """Return the number of atoms in the branch that starts at every atom."""
-    size = [1] * len(children)
-    order = [root]
-    for atom in order:
-        order += children[atom]
-    for atom in reversed(order):
-        size[atom] += sum(size[child] for child in children[atom])
-    return size
+def _on_a_line(label: list[str], atoms: Iterable[int]) -> ValueError:
+    return ValueError(
+        f"atoms on one line cannot be placed by bonds, angles and torsions: {', '.join(label[a] for a in atoms)}. A "
+        "linear molecule has no internal coordinates of this kind; use Cartesian coordinates for it, or add the "
+        "molecule that it belongs to"
+    )

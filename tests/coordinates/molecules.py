@@ -9,7 +9,7 @@ import openmm
 import torch
 from openmm import app
 
-from boltzflow.coordinates import ZMatrix
+from boltzflow.coordinates import ZMatrix, fragment_links
 
 SYSTEMS = Path(__file__).parents[2] / "systems"
 
@@ -24,7 +24,9 @@ class Molecule:
     positions: torch.Tensor
 
     def zmatrix(self) -> ZMatrix:
-        return ZMatrix.from_bonds(len(self.elements), self.bonds, elements=self.elements)
+        n, common = len(self.elements), {"elements": self.elements}
+        links = fragment_links(n, self.bonds, positions=self.positions, **common)
+        return ZMatrix.from_bonds(n, self.bonds, links=links, reference=self.positions, **common)
 
 
 def from_topology(topology: app.Topology, positions: list[openmm.Vec3]) -> Molecule:
@@ -76,6 +78,35 @@ def water() -> Molecule:
     return Molecule([8, 1, 1], ["O", "H1", "H2"], [(0, 1), (0, 2)], positions)
 
 
+def butyne() -> Molecule:
+    """CH3-C#C-CH3: atoms 0, 4, 5, 6 are on one line, the methyl hydrogens eclipsed."""
+    methyl = torch.tensor([[0.0, 0, 0], [-0.036, 0.103, 0], [-0.036, -0.05, 0.089], [-0.036, -0.05, -0.089]])
+    other = methyl * torch.tensor([-1.0, 1, 1]) + torch.tensor([0.412, 0, 0])
+    line = torch.tensor([[0.146, 0, 0], [0.266, 0, 0]])
+    bonds = [(0, 1), (0, 2), (0, 3), (0, 4), (4, 5), (5, 6), (6, 7), (6, 8), (6, 9)]
+    names = ["C1", "H11", "H12", "H13", "C2", "C3", "C4", "H41", "H42", "H43"]
+    return Molecule([6, 1, 1, 1, 6, 6, 6, 1, 1, 1], names, bonds, torch.cat([methyl, line, other]).double())
+
+
+def joined(*parts: Molecule, apart: float) -> Molecule:
+    """Several molecules as one, each moved along (1, 2, 3) by the given distance in nm from the one before."""
+    elements, names, bonds, positions = [], [], [], []
+    step = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64) * apart / 14**0.5
+    for number, part in enumerate(parts):
+        bonds += [(i + len(elements), j + len(elements)) for i, j in part.bonds]
+        positions.append(part.positions + number * step)
+        elements += part.elements
+        names += part.names
+    return Molecule(elements, names, bonds, torch.cat(positions))
+
+
+def salty_water() -> Molecule:
+    """Water, an ion, carbon dioxide (linear) and a second water."""
+    ion = Molecule([11], ["NA"], [], torch.zeros(1, 3, dtype=torch.float64))
+    line = torch.tensor([[0.0, 0, 0], [0.116, 0, 0], [-0.116, 0, 0]], dtype=torch.float64)
+    return joined(water(), ion, Molecule([6, 8, 8], ["C", "O1", "O2"], [(0, 1), (0, 2)], line), water(), apart=0.4)
+
+
 def tetrahedral(elements: list[int]) -> Molecule:
     """A carbon (atom 0) with four neighbours of the given elements at the corners of a tetrahedron."""
     corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
@@ -97,5 +128,7 @@ MOLECULES: dict[str, Callable[[], Molecule]] = {
     "alanine_dipeptide": alanine_dipeptide,
     "five_ring": five_ring,
     "water": water,
+    "butyne": butyne,
+    "salty_water": salty_water,
     "protein": protein,
 }
