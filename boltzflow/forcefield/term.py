@@ -1,6 +1,6 @@
 """The base class of every term of a force field: one kind of force, batched over conformations."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -40,12 +40,13 @@ class Term(nn.Module):
         super().__init_subclass__(**kwargs)
         TERMS[cls.__name__] = cls
 
-    def __init__(self, tensors: dict[str, Tensor], **options: float | bool) -> None:
+    def __init__(self, tensors: dict[str, Tensor], **options: Any) -> None:
         """Keep the parameters.
 
         Args:
             tensors: name -> tensor, registered as buffers; the names are those of the subclass's constructor.
-            **options: plain numbers and flags that the constructor takes besides the tensors.
+            **options: what the constructor takes besides the tensors: numbers, flags and text, and tuples and
+                dictionaries of these.
         """
         super().__init__()
         self.options = options
