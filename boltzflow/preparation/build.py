@@ -11,13 +11,31 @@ from boltzflow.preparation.checks import atom_name, fragments
 from boltzflow.preparation.readers import Source
 from boltzflow.preparation.templates import explain_residues
 
-__all__ = ["add_hydrogens", "build_system", "minimise", "restrain"]
+__all__ = ["add_bonds", "add_hydrogens", "build_system", "minimise", "restrain"]
 
 logger = logging.getLogger(__name__)
 
 RESTRAINT_ENERGY = "0.5*k*max(0, r-r0)^2"
 RESTRAINT_CONSTANT = 1000.0
 """kJ/mol/nm²."""
+
+
+def add_bonds(source: Source, forcefield: Any) -> None:
+    """Bond the atoms of residues for which the file says nothing, in place, where a template has the same atoms.
+
+    Args:
+        source: What was read.
+        forcefield: The `openmm.app.ForceField`.
+    """
+    for residue in source.topology.residues():
+        template = forcefield._templates.get(residue.name)
+        atoms = {atom.name: atom for atom in residue.atoms()}
+        if template is None or len(atoms) < 2 or any(True for _ in residue.internal_bonds()):
+            continue
+        if set(atoms) == {atom.name for atom in template.atoms}:
+            for a, b in template.bonds:
+                source.topology.addBond(atoms[template.atoms[a].name], atoms[template.atoms[b].name])
+            source.note(f"{residue.name}{residue.id}: no bonds in the file, those of the template are taken")
 
 
 def add_hydrogens(source: Source, forcefield: Any, *, ph: float) -> None:
@@ -83,13 +101,23 @@ def minimise(system: Any, positions: np.ndarray) -> tuple[float, float, np.ndarr
 
     Returns:
         Energy before and after (kJ/mol), positions (n_atoms, 3) nm, forces (n_atoms, 3) kJ/mol/nm.
+
+    Raises:
+        FormatError: If OpenMM cannot evaluate the System.
     """
     import openmm
 
     platform = openmm.Platform.getPlatformByName("CPU")
-    context = openmm.Context(
-        system, openmm.VerletIntegrator(0.001), platform, {"Threads": "1", "DeterministicForces": "true"}
-    )
+    properties = {"Threads": "1", "DeterministicForces": "true"}
+    try:
+        context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform, properties)
+    except openmm.OpenMMException as error:
+        radii = (
+            " (the file has no Born radii: add them with ParmEd's changeRadii mbondi2)"
+            if "radius" in str(error)
+            else ""
+        )
+        raise FormatError(f"system: OpenMM cannot evaluate it: {error}{radii}.") from None
     context.setPositions(positions)
     before = context.getState(energy=True).getPotentialEnergy()._value
     openmm.LocalEnergyMinimizer.minimize(context, 1.0, 0)

@@ -109,8 +109,8 @@ def _likely(kelvin: float) -> str:
         return f" (in units of 1000 K it would be {1000 * kelvin:.0f} K)"
     if kelvin < COLDEST:
         return f" (as degrees Celsius it would be {kelvin + 273.15:.2f} K: write {kelvin:g}C)" if kelvin >= 1 else ""
-    power = 10.0 ** math.ceil(math.log10(kelvin / HOTTEST))
-    return f" ({kelvin / power:g} K?)"
+    power = 10.0 ** math.floor(math.log10(kelvin / 100.0))
+    return f" (is {kelvin / power:g} K meant?)"
 
 
 def check_positions(topology: Any, positions: np.ndarray) -> None:

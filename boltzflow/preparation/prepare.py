@@ -12,7 +12,7 @@ import torch
 
 from boltzflow.errors import FormatError, UnsupportedForceError
 from boltzflow.io.provenance import package_versions
-from boltzflow.preparation.build import add_hydrogens, build_system, minimise, restrain
+from boltzflow.preparation.build import add_bonds, add_hydrogens, build_system, minimise, restrain
 from boltzflow.preparation.checks import (
     check_agreement,
     check_positions,
@@ -206,6 +206,7 @@ def _complete(source: Source, field: Any, files: list[str], *, remove: bool, hyd
                 f"{source.files[0]}: nothing is left without water and free ions; leave --remove-solvent out."
             )
     check_solvent(source)
+    add_bonds(source, field)
     check_positions(source.topology, source.positions)
     if hydrogens:
         add_hydrogens(source, field, ph=ph)

@@ -120,7 +120,6 @@ def read_structure(path: Path) -> Source:
     if n_alternate:
         source.note(f"{path.name}: {n_alternate} atoms in alternate locations, of each the first is taken")
     if found.topology.getPeriodicBoxVectors() is not None:
-        found.topology.setPeriodicBoxVectors(None)
         source.note(f"{path.name}: its unit cell is left out")
     return source
 
@@ -274,10 +273,16 @@ def read_charmm(psf: Path, parameters: Sequence[Path], coordinates: Path, *, imp
     else:
         positions = read_structure(coordinates).positions
     make = lambda: structure.createSystem(values, implicitSolvent=solvent, **_flexible())  # noqa: E731
+    system = _parsed(psf, "a CHARMM psf with these parameters", make)
+    # OpenMM adds torsion maps and impropers even where there are none
+    for k in reversed(range(system.getNumForces())):
+        force = system.getForce(k)
+        if "Torsion" in type(force).__name__ and not force.getNumTorsions():
+            system.removeForce(k)
     return Source(
         structure.topology,
         positions,
         [psf, *parameters, coordinates],
-        system=_parsed(psf, "a CHARMM psf with these parameters", make),
+        system=system,
         definition=f"{psf.name} with {', '.join(p.name for p in parameters)} and implicit solvent {implicit_solvent}",
     )

@@ -26,6 +26,7 @@ class _Difference:
     """What a residue lacks, or has too much, of a template."""
 
     template: str
+    similar: bool
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     missing_hydrogens: tuple[str, ...]
@@ -53,6 +54,16 @@ def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only
     Raises:
         FormatError: Always.
     """
+    if not forcefield._templates:
+        raise FormatError(
+            "force field: its files define no residues; name the XML of a force field, not of a System."
+        ) from None
+    if "Multiple non-identical" in message:
+        raise FormatError(
+            f"force field: it has rival templates: {' '.join(message.split())} Choose another --forcefield, or a copy "
+            "of "
+            "the XML without the templates that are not meant."
+        ) from None
     named = re.search(r"(?:residue |within topology )(\d+)", message)
     if named is None or "emplate" not in message:
         raise FormatError(f"force field: OpenMM cannot make the System: {' '.join(message.split())}") from None
@@ -67,7 +78,7 @@ def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only
     lacking = [
         f"{_name(r)} lacks {listed(list(d.missing))} of template {d.template}"
         for r, d in found
-        if d.missing and not d.extra
+        if d.missing and not d.extra and d.template in _same_name(r, forcefield)
     ]
     if lacking:
         remedy = "rebuild them, for example with pdbfixer (PDBFixer.findMissingAtoms, addMissingAtoms)"
@@ -108,6 +119,8 @@ def _name(residue: Any) -> str:
 
 
 def _describe(difference: _Difference) -> str:
+    if not difference.similar:
+        return f"no template is similar (the closest is {difference.template})"
     parts = []
     for word, atoms in (
         ("lacks", difference.missing + difference.missing_hydrogens),
@@ -116,9 +129,8 @@ def _describe(difference: _Difference) -> str:
         if atoms:
             parts.append(f"{word} {listed(list(atoms))}")
     if difference.ends:
-        parts.append(
-            f"has {abs(difference.ends)} bonds to other residues {'too many' if difference.ends > 0 else 'too few'}"
-        )
+        number = f"{abs(difference.ends)} {'fewer' if difference.ends < 0 else 'more'}"
+        parts.append(f"has {number} bond{'s' if abs(difference.ends) > 1 else ''} to other residues")
     if difference.bonds:
         parts.append(listed(list(difference.bonds)))
     return f"closest template {difference.template}, " + (" and ".join(parts) or "from which the bonds differ")
@@ -126,8 +138,7 @@ def _describe(difference: _Difference) -> str:
 
 def _closest(residue: Any, forcefield: Any) -> _Difference:
     templates = forcefield._templates
-    same = [residue.name, *_VARIANTS.get(residue.name, ())]
-    names = [end + name for name in same for end in ("", "N", "C") if end + name in templates]
+    names = _same_name(residue, forcefield)
     if not names:
         # any: by content first, and by name among equals
         ranked = sorted(templates, key=lambda name: (_compare(residue, templates[name]).cost, name))
@@ -136,6 +147,12 @@ def _closest(residue: Any, forcefield: Any) -> _Difference:
         quoted = re.findall(r"'([^']*)'", nearest(residue.name, ties)) if len(ties) > 1 else []
         names = [quoted[0] if quoted else ties[0]]
     return min((_compare(residue, templates[name]) for name in names), key=lambda d: d.cost)
+
+
+def _same_name(residue: Any, forcefield: Any) -> list[str]:
+    """Templates with the name of a residue: protonation states, and both ends of a chain."""
+    same = [residue.name, *_VARIANTS.get(residue.name, ())]
+    return [end + name for name in same for end in ("", "N", "C") if end + name in forcefield._templates]
 
 
 def _compare(residue: Any, template: Any) -> _Difference:
@@ -148,7 +165,9 @@ def _compare(residue: Any, template: Any) -> _Difference:
     bonds: tuple[str, ...] = ()
     if count == wanted:
         bonds = _bond_difference(residue, template)
-    return _Difference(template.name, missing[False], extra[False], missing[True], extra[True], ends, bonds)
+    n_heavy = sum(n for symbol, n in count.items() if symbol != "H")
+    similar = 2 * (len(missing[False]) + len(extra[False])) <= n_heavy
+    return _Difference(template.name, similar, missing[False], extra[False], missing[True], extra[True], ends, bonds)
 
 
 def _names(ours: list, theirs: list, surplus: Counter, *, hydrogen: bool) -> list[str]:
