@@ -4,95 +4,38 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
+from boltzflow.analysis.difference import RELIABLE_K, SystemDifference
 from boltzflow.analysis.intermediate_states import IntermediateStates, Recorded, neighbour_overlaps
-from boltzflow.analysis.reweight import reweight
+from boltzflow.analysis.learned_difference import by_generator
 from boltzflow.analysis.system_pair import energy_ratio, paired_starts, paired_targets
-from boltzflow.ensemble import Ensemble
 from boltzflow.errors import LowOverlapError, nearest
 from boltzflow.estimate import Estimate
-from boltzflow.run import Ledger, new_seed
+from boltzflow.run import new_seed
 from boltzflow.simulation import molecule_kernels
 from boltzflow.state import State
 from boltzflow.statistics import Groups, exp_free_energy, kish_ess, mbar, pareto_k, split_rhat, statistical_inefficiency
-from boltzflow.statistics.means import weight_warnings
-from boltzflow.statistics.weights import log_mean_exp
 from boltzflow.targets.target import Target
 from boltzflow.transitions.metropolis import MetropolisKernel
 
 if TYPE_CHECKING:
     from boltzflow.systems import System
 
-__all__ = ["SystemDifference", "learned_difference", "system_difference"]
+__all__ = ["system_difference"]
 
 logger = logging.getLogger(__name__)
 
 Method = Literal["auto", "learned", "exp", "bar", "mbar"]
 METHODS = ("auto", "learned", "exp", "bar", "mbar")
-RELIABLE_K = 0.7
 LOW_OVERLAP = 0.03
 SAME_R_HAT = 1.1
 """R-hat of ladders above which they are said to disagree."""
 CHEAP = (0.5, 0.5)
 """k-hat at most, and effective fraction at least, for which samples of one end are enough."""
-PILOT = 2000
-"""Weighted samples that decide whether the learned path is of use."""
-
-
-@dataclass(frozen=True, eq=False)
-class SystemDifference:
-    """Delta_f = f_B − f_A = −log(Z_B / Z_A) between two systems, and how it was found.
-
-    Args:
-        estimate: In kT; where the temperatures differ each f is −log Z in its own kT.
-        method: "learned", "exp", "bar" or "mbar".
-        names: Of A and B.
-        states: For every state that was sampled: its λ (0 = A, 1 = B) or name, number of samples, diagnostics.
-        overlap: Overlap matrix of MBAR over the states, shape (K, K); None for one-sided estimates.
-        diagnostics: What else is to be known: burn-in, swap rates, rounds of added states, notes.
-        ledger: Evaluations, pilots and burn-in included.
-        seconds: Wall time.
-        seed: Of the samples.
-    """
-
-    estimate: Estimate
-    method: str
-    names: tuple[str, str]
-    states: list[dict[str, Any]]
-    overlap: np.ndarray | None = None
-    diagnostics: dict[str, Any] = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=Ledger)
-    seconds: float = 0.0
-    seed: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, as `free-energy --json` prints them."""
-        e = self.estimate
-        return {
-            "from": self.names[0],
-            "to": self.names[1],
-            "delta_f": e.value,
-            "error": e.error,
-            "interval_95": list(e.interval()),
-            "unit": e.unit,
-            "note": e.note,
-            "method": self.method,
-            "error_method": e.method,
-            "n_effective": e.n_effective,
-            "states": self.states,
-            "overlap": None if self.overlap is None else self.overlap.tolist(),
-            "diagnostics": self.diagnostics,
-            "n_energy": self.ledger.n_energy(),
-            "n_force": self.ledger.n_force(),
-            "seconds": self.seconds,
-            "seed": self.seed,
-            "warnings": list(e.warnings),
-        }
 
 
 def system_difference(
@@ -114,11 +57,12 @@ def system_difference(
 ) -> SystemDifference:
     """Free energy of B minus that of A.
 
-    "learned" weighs the samples of a trained generator for both ends; the others sample the ends, and states
-    u_λ = (1−λ) u_A + λ u_B between them, by Hamiltonian replica exchange: "exp" at A alone, "bar" at A and B, "mbar" at
-    as many states as it takes for neighbours to overlap. "auto" takes the learned path if there is a generator and its
-    weights can be trusted for both ends, else the first of exp, bar and mbar that a pilot shows to be reliable. Errors
-    are those between independent ladders (independent samples on the learned path).
+    "learned" weighs the samples of a trained generator for both ends, if need be after annealing them from one end to
+    the other. The other methods sample the ends, and states u_λ = (1−λ) u_A + λ u_B between them, by Hamiltonian
+    replica exchange: "exp" at A alone, "bar" at A and B, "mbar" at as many states as it takes for neighbours to
+    overlap. "auto" takes the learned path if there is a generator and its weights can be trusted for both ends, else
+    the first of exp, bar and mbar that a pilot shows to be reliable. Errors are those between independent ladders; on
+    the learned path between independent samples.
 
     Args:
         a: A System, or a Target with `start` and `kernels`.
@@ -142,7 +86,8 @@ def system_difference(
 
     References:
         Zwanzig, J. Chem. Phys. 22, 1420 (1954); Bennett, J. Comput. Phys. 22, 245 (1976); Shirts and Chodera, J. Chem.
-        Phys. 129, 124105 (2008); learned paths: Noé et al., Science 365, eaaw1147 (2019).
+        Phys. 129, 124105 (2008); learned paths: Noé et al., Science 365, eaaw1147 (2019), annealed: Neal,
+        Stat. Comput. 11, 125 (2001).
 
     Example:
         >>> import torch
@@ -167,12 +112,12 @@ def system_difference(
         ends = [a, b]
     else:
         *ends, notes = paired_targets(a, b)
+        kernels = molecule_kernels(a.bonds, a.elements) if kernels is None else kernels
         if method in ("auto", "learned"):
-            found = _by_generator(a, b, ends, method=method, n=n, seconds=seconds, seed=seed)
+            found = by_generator((a, b), ends, kernels, required=method == "learned", n=n, seconds=seconds, seed=seed)
             if found is not None:
                 return _finished(found, notes, ends, began)
         start = paired_starts(a, b, ends[0], n_chains) if start is None else start
-        kernels = molecule_kernels(a.bonds, a.elements) if kernels is None else kernels
     ladder = IntermediateStates(
         *ends,
         start,
@@ -193,88 +138,6 @@ def system_difference(
         sweeps_per_record=sweeps_per_record,
     )
     return _finished(found, notes, ends, began)
-
-
-def learned_difference(ensemble: Ensemble, a: Target, b: Target) -> SystemDifference:
-    """Delta_f from weighted samples that cover both ends: −log of the ratio of their mean weights, on the same rows.
-
-    Args:
-        ensemble: Weighted samples of any target with its path weights, e.g. those of a generator.
-        a: One end.
-        b: The other end.
-
-    Raises:
-        LowOverlapError: If the weights for an end have k-hat > 0.7, or fewer than 10 effective samples.
-    """
-    ends = [reweight(ensemble, end) for end in (a, b)]
-    states = []
-    for end, weighted in zip((a, b), ends, strict=True):
-        k = pareto_k(weighted.log_weights)
-        states.append({"state": end.name, "n": len(weighted), "ess": weighted.ess(), "pareto_k": k})
-        if k > RELIABLE_K:
-            raise LowOverlapError(
-                f"{a.name} -> {b.name}: the weights of the generator's samples for {end.name} have k-hat {k:.2f} > "
-                f"{RELIABLE_K} and {weighted.ess():.0f} effective samples of {len(weighted)}, so that a few samples "
-                "decide: use method 'mbar' (states in between), draw more samples, or train a generator for that end."
-            )
-    found = ends[0].grouping.error(ends[1].weights - ends[0].weights)
-    log_z = [float(log_mean_exp(torch.from_numpy(weighted.log_weights))) for weighted in ends]
-    estimate = Estimate(
-        log_z[0] - log_z[1],
-        found.error,
-        method=f"ratio of mean weights of the same samples, {found.method}",
-        n_effective=1 / found.error**2,
-        degrees=found.degrees,
-        warnings=[text for weighted in ends for text in weight_warnings(weighted.log_weights)],
-    )
-    ledger = Ledger.from_dict(ensemble.provenance.ledger)
-    for weighted in ends:
-        ledger.merge(_since(ensemble, weighted))
-    return SystemDifference(estimate, "learned", (a.name, b.name), states, ledger=ledger)
-
-
-def _since(before: Ensemble, after: Ensemble) -> Ledger:
-    """What was evaluated between two ensembles of one history."""
-    old, new = (Ledger.from_dict(e.provenance.ledger) for e in (before, after))
-    return Ledger(new.energies - old.energies, new.forces - old.forces, new.nonfinite - old.nonfinite)
-
-
-def _by_generator(
-    a: "System",
-    b: "System",
-    ends: Sequence[Target],
-    *,
-    method: Method,
-    n: int,
-    seconds: float,
-    seed: int,
-) -> SystemDifference | None:
-    """The learned path through the checkpoint of A, else of B; None where "auto" should look for another one."""
-    own = next((k for k, system in enumerate((a, b)) if system.checkpoint_path is not None), None)
-    if own is None:
-        if method == "auto":
-            return None
-        raise LowOverlapError(
-            f"{a.name} -> {b.name}: neither system has a trained generator; train one, or use method 'auto' or 'mbar'."
-        )
-    generator, target = (a, b)[own].load_generator(), ends[own]
-    began = time.perf_counter()
-    pilot = generator.sample(min(n, PILOT), target, seed=seed)
-    try:
-        learned_difference(pilot, *ends)
-    except LowOverlapError as error:
-        if method == "learned" and n <= PILOT:
-            raise
-        if method == "auto":
-            logger.info("the learned path is of no use, states in between are sampled: %s", error)
-            return None
-    rate = len(pilot) / (time.perf_counter() - began)
-    possible = int(min(n, max(PILOT, rate * (seconds - (time.perf_counter() - began)))))
-    logger.info("learned path: %d samples of the generator of %s", possible, (a, b)[own].name)
-    found = learned_difference(generator.sample(possible, target, seed=seed + 1), *ends)
-    found.ledger.merge(Ledger.from_dict(pilot.provenance.ledger))
-    extra = {"generator": (a, b)[own].name, "n_asked": n}
-    return replace(found, seed=seed, diagnostics=extra)
 
 
 def _by_states(
