@@ -4,6 +4,7 @@ from boltzflow.forcefield import custom_gb as custom_gb
 from boltzflow.forcefield.cmap_torsion import CMAPTorsions
 from boltzflow.forcefield.compiled import CompiledForceField
 from boltzflow.forcefield.custom_bonds import CustomBonds
+from boltzflow.forcefield.custom_nonbonded import CustomPairs
 from boltzflow.forcefield.generalized_born import GeneralizedBorn
 from boltzflow.forcefield.harmonic_angle import HarmonicAngles
 from boltzflow.forcefield.harmonic_bond import HarmonicBonds
@@ -20,6 +21,7 @@ __all__ = [
     "CMAPTorsions",
     "CompiledForceField",
     "CustomBonds",
+    "CustomPairs",
     "ForceField",
     "GeneralizedBorn",
     "HarmonicAngles",

@@ -1,0 +1,151 @@
+"""Custom forces between pairs of atoms."""
+
+from typing import Any
+
+import torch
+
+from boltzflow._typing import Float, Float64, Int, Tensor
+from boltzflow.errors import UnsupportedForceError
+from boltzflow.forcefield.custom_term import CustomTerm, read_custom
+from boltzflow.forcefield.operations import Operand
+from boltzflow.forcefield.registry import register_force, tensor
+from boltzflow.forcefield.term import Term, all_pairs
+
+__all__ = ["CustomPairs", "cutoff_of", "pair_rows"]
+
+
+def pair_rows(first: Int[Tensor, "n"], second: Int[Tensor, "n"], n_atoms: int) -> Int[Tensor, "n"]:
+    """Return the rows of `all_pairs` that hold the pairs of atoms, in whichever order they are given."""
+    i, j = torch.minimum(first, second), torch.maximum(first, second)
+    return i * n_atoms - i * (i + 1) // 2 + j - i - 1
+
+
+def cutoff_of(force: Any) -> float:
+    """Return the cutoff (nm) of a Custom force between pairs, 0 without one."""
+    if force.getNonbondedMethod() == force.NoCutoff:
+        return 0.0
+    if force.getNonbondedMethod() == force.CutoffNonPeriodic:
+        return force.getCutoffDistance()._value
+    raise UnsupportedForceError("a periodic cutoff is not known; use the openmm back-end")
+
+
+class CustomPairs(CustomTerm):
+    """Energies of pairs of atoms, functions of their distance ``r`` and of the parameters of both.
+
+    Between the switching distance and the cutoff the energy is multiplied by 1 - 10 t^3 + 15 t^4 - 6 t^5, where t goes
+    from 0 to 1.
+    """
+
+    uses_pairs = True
+
+    def __init__(
+        self,
+        *,
+        pairs: Int[Tensor, "n_pairs 2"],
+        parameter_values: Float[Tensor, "n_atoms n_parameters"],
+        global_values: Float[Tensor, "n_globals"],
+        table_values: Float[Tensor, "n_table_values"],
+        expression: str,
+        computed: dict[str, str],
+        cutoff: float,
+        switch: float,
+        parameter_names: tuple[str, ...],
+        global_names: tuple[str, ...],
+        tables: dict[str, dict[str, Any]],
+    ) -> None:
+        """Keep the pairs.
+
+        Args:
+            pairs: the atoms that interact; the parameters of the first end in 1, those of the second in 2.
+            parameter_values: of each atom.
+            global_values: of the global parameters.
+            table_values: see `CustomTerm`.
+            expression: of the energy in kJ/mol.
+            computed: name -> expression of further parameters of the atoms.
+            cutoff: in nm, 0 without one.
+            switch: distance in nm from which the energy is switched off, 0 without switching.
+            parameter_names: see `CustomTerm`.
+            global_names: see `CustomTerm`.
+            tables: see `CustomTerm`.
+        """
+        super().__init__(
+            {
+                "pairs": pairs,
+                "parameter_values": parameter_values,
+                "global_values": global_values,
+                "table_values": table_values,
+            },
+            parameter_names=parameter_names,
+            global_names=global_names,
+            tables=tables,
+            expression=expression,
+            computed=computed,
+            cutoff=cutoff,
+            switch=switch,
+        )
+        rows = pair_rows(*pairs.T, len(parameter_values))
+        self.register_buffer("rows", rows, persistent=False)
+        self._computed = {name: self.parse(text, parameter_names) for name, text in computed.items()}
+        names = (*parameter_names, *computed)
+        self._expression = self.parse(expression, {"r", *(f"{name}{k}" for name in names for k in (1, 2))})
+
+    def energy(
+        self, x: Float[Tensor, "3 n_atoms batch"], r: Float[Tensor, "n_pairs batch"] | None
+    ) -> Float64[Tensor, "batch"]:
+        """See `Term.energy`."""
+        r = r.index_select(0, self.rows)
+        atoms: dict[str, Operand] = dict(zip(self.options["parameter_names"], self.parameter_values.T, strict=True))
+        for name, expression in self._computed.items():
+            value = torch.as_tensor(self.evaluate(expression, atoms), dtype=x.dtype, device=x.device)
+            atoms[name] = value.expand(len(self.parameter_values))
+        values: dict[str, Operand] = {"r": r}
+        for name, value in atoms.items():
+            for k in (0, 1):
+                if f"{name}{k + 1}" in self._expression.variables:
+                    values[f"{name}{k + 1}"] = value[self.pairs[:, k], None]
+        energy = self.evaluate(self._expression, values)
+        cutoff, switch = self.options["cutoff"], self.options["switch"]
+        if switch:
+            t = ((r - switch) / (cutoff - switch)).clamp(0, 1)
+            energy = energy * (1 + t**3 * (-10 + t * (15 - 6 * t)))
+        if cutoff:
+            energy = torch.where(r < cutoff, energy, 0.0)
+        return self.settle(self.total(energy, x, len(self.rows)), x)
+
+
+def _pairs(force: Any, n_atoms: int) -> Tensor:
+    """Return the (n, 2) pairs of atoms that interact: all, or those of the groups, without the exclusions."""
+    excluded = {tuple(sorted(force.getExclusionParticles(k))) for k in range(force.getNumExclusions())}
+    if not force.getNumInteractionGroups():
+        i, j = all_pairs(n_atoms)
+        kept = torch.ones(len(i), dtype=torch.bool)
+        kept[pair_rows(*tensor(sorted(excluded), None, (2,)).T, n_atoms)] = False
+        return torch.stack([i[kept], j[kept]], 1)
+    pairs = []
+    for group in range(force.getNumInteractionGroups()):
+        first, second = (set(atoms) for atoms in force.getInteractionGroupParameters(group))
+        pairs += [
+            (a, b)
+            for a in sorted(first)
+            for b in sorted(second)
+            # A pair whose atoms are both in both sets counts once.
+            if a != b and (min(a, b), max(a, b)) not in excluded and not (a > b and b in first and a in second)
+        ]
+    return tensor(pairs, None, (2,))
+
+
+@register_force("CustomNonbondedForce")
+def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
+    n_atoms, cutoff = system.getNumParticles(), cutoff_of(force)
+    shared = read_custom(force, "Particle", dtype)
+    values = [force.getParticleParameters(k) for k in range(n_atoms)]
+    computed = [force.getComputedValueParameters(k) for k in range(force.getNumComputedValues())]
+    return CustomPairs(
+        pairs=_pairs(force, n_atoms),
+        parameter_values=tensor(values, dtype, (len(shared["parameter_names"]),)),
+        expression=force.getEnergyFunction(),
+        computed=dict(computed),
+        cutoff=cutoff,
+        switch=force.getSwitchingDistance()._value if cutoff and force.getUseSwitchingFunction() else 0.0,
+        **shared,
+    )
