@@ -16,8 +16,8 @@ from boltzflow.analysis.observables import torsion_atoms
 from boltzflow.coordinates import InternalCoordinateMap
 from boltzflow.io.provenance import package_versions
 from boltzflow.simulation import ParallelTempering, entries, independent_visits, molecule_kernels
+from boltzflow.simulation.frames import chains_to_ensemble
 from boltzflow.systems import System, load_system
-from boltzflow.workflow import chains_to_ensemble
 
 TEMPERATURES = (300.0, 400.0, 540.0)
 ALPHA_L = (0.0, math.radians(130.0))

@@ -19,73 +19,129 @@ from boltzflow.generators.families import build_generator
 from boltzflow.generators.generator import Generator
 from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from boltzflow.io.config import RunConfig
-from boltzflow.io.provenance import Provenance, method_names
+from boltzflow.io.config import RunConfig, SimulationConfig
+from boltzflow.io.provenance import method_names
 from boltzflow.objectives import build_objective
 from boltzflow.run import Ledger, make_rng, new_seed
-from boltzflow.simulation import ChainResult
+from boltzflow.simulation import ChainResult, series_diagnostics
+from boltzflow.simulation.frames import Frames, chains_to_ensemble
+from boltzflow.simulation.settings import complete, molecule_tempering, n_sweeps, records
 from boltzflow.state import State
 from boltzflow.systems import System, load_system
 from boltzflow.targets.target import Target
 from boltzflow.training import Trainer, TrainingState
 
-__all__ = ["chains_to_ensemble", "path_log_weights", "sample_to_file", "train", "training_data"]
+__all__ = ["path_log_weights", "sample_to_file", "simulate", "train", "training_data"]
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_FRACTION = 0.01
 SAVE_EVERY = 30.0
 """Seconds between writes of an ensemble that is being sampled."""
+SAVE_SIMULATION_EVERY = 300.0
+"""The same of a simulation, whose weights by MBAR take seconds."""
 
 
-def chains_to_ensemble(system: System, result: ChainResult, *, method: str, seed: int, wanted: int) -> Ensemble:
-    """Frames of a simulation with equal weights, relabelled into the system's sector, in time order within chains.
+def simulate(
+    system: System, settings: SimulationConfig, *, path: str | Path | None = None, progress: bool | None = None
+) -> Ensemble:
+    """Make a reference ensemble by parallel tempering or molecular dynamics.
 
     Args:
-        system: What was simulated.
-        result: Its chains.
-        method: "pt" or "md", for the provenance.
-        seed: Of the simulation.
-        wanted: Frames that were asked for; fewer mark the ensemble as interrupted.
+        system: What is simulated.
+        settings: What is None follows from the size of the system, see `boltzflow.simulation.settings.complete`.
+        path: HDF5 file; written at the end, and by parallel tempering every five minutes, each time complete. None =
+            not written.
+        progress: Whether to show a bar; by default only on a terminal.
 
     Returns:
-        An Ensemble of normalisation "none", positions in float32 with the energies of these rounded positions. Frames
-        that no relabelling brings into the sector have weight zero and count as `n_nonfinite`.
+        The ensemble; after an interrupt it has the frames that were finished, and `provenance.interrupted` says so.
+
+    Raises:
+        KeyboardInterrupt: If it came before the first frame was finished.
     """
-    n_frames, n_chains = result.reduced_energies.shape
-    positions, n_relabelled = system.sector.relabel(result.samples["positions"].flatten(0, 1))
-    positions = positions.float()
-    target = system.target.to("cpu")
-    u = target.reduced_energy(target.state(positions.double()))
-    outside = ~torch.isfinite(u)
-    return Ensemble(
-        samples={"positions": positions},
-        spaces=target.fields,
-        log_weights=torch.where(outside, -torch.inf, torch.zeros_like(u)),
-        reduced_energies=u,
-        target=target.name,
-        normalisation="none",
-        chain=result.chains.repeat(n_frames),
-        frame=result.frames.repeat_interleave(n_chains),
-        topology=system.topology,
-        provenance=Provenance(
-            seed=seed,
-            dtype="float64",
-            ledger=result.ledger.as_dict(),
-            seconds=result.seconds,
-            n_nonfinite=int(outside.sum()),
-            interrupted=len(u) < wanted,
-            methods=method_names(*result.methods, target),
-            extra={
-                "system": system.name,
-                "source": system.source,
-                "temperature": system.temperature,
-                "method": method,
-                "n_relabelled": int(n_relabelled),
-                "simulation": json.loads(json.dumps(result.diagnostics)),
-            },
-        ),
+    settings = complete(settings, dimension=system.dimension)
+    if settings.seed is None:
+        settings = settings.model_copy(update={"seed": new_seed()})
+    show = sys.stderr.isatty() if progress is None else progress
+    run = _dynamics if settings.method == "md" else _tempering
+    ensemble = run(system, settings, path, show=show)
+    if path is not None:
+        ensemble.save(path)
+    return ensemble
+
+
+def _dynamics(system: System, settings: SimulationConfig, path: str | Path | None, *, show: bool) -> Ensemble:
+    # here, because it needs OpenMM
+    from boltzflow.simulation.molecular_dynamics import molecular_dynamics
+
+    n_frames = records(settings, dimension=system.dimension)
+    steps = settings.chains * n_sweeps(settings, dimension=system.dimension)
+    logger.info("simulating %s: molecular dynamics, %d frames of %d replicas", system.name, n_frames, settings.chains)
+    with tqdm(total=steps, desc="simulate", unit="step", unit_scale=True, disable=not show) as bar:
+        result = molecular_dynamics(
+            system.openmm_system,
+            system.positions,
+            temperature=system.temperature,
+            n_frames=n_frames,
+            stride=settings.stride,
+            n_replicas=settings.chains,
+            n_equilibration=settings.burn_in,
+            seed=settings.seed,
+            on_steps=bar.update,
+        )
+    return chains_to_ensemble(system, result, method="md", seed=settings.seed, wanted=n_frames * settings.chains)
+
+
+def _tempering(system: System, settings: SimulationConfig, path: str | Path | None, *, show: bool) -> Ensemble:
+    simulation = molecule_tempering(system, settings, device=settings.device, seed=settings.seed)
+    n_records = records(settings, dimension=system.dimension)
+    frames = Frames(system)
+    started = saved = time.monotonic()
+
+    def assembled() -> Ensemble:
+        energies = {"reduced_energy": frames.cold()}
+        return frames.ensemble(
+            method="pt",
+            seed=settings.seed,
+            wanted=n_records * settings.chains * (simulation.n_rungs if settings.keep == "all" else 1),
+            diagnostics=simulation.diagnostics() | {"series": series_diagnostics(energies)},
+            ledger=simulation.ledger,
+            seconds=time.monotonic() - started,
+            methods=simulation.methods,
+        )
+
+    def keep(part: ChainResult) -> None:
+        nonlocal saved
+        frames.add(part)
+        if path is not None and time.monotonic() - saved > SAVE_SIMULATION_EVERY:
+            assembled().save(path)
+            saved = time.monotonic()
+
+    logger.info(
+        "simulating %s: parallel tempering, %d ladders of %d temperatures up to %.0f K, on %s",
+        system.name,
+        settings.chains,
+        simulation.n_rungs,
+        simulation.temperatures[-1],
+        settings.device,
     )
+    sweeps = n_sweeps(settings, dimension=system.dimension)
+    with tqdm(total=sweeps, desc="simulate", unit="sweep", disable=not show) as bar:
+        simulation.burn_in(settings.burn_in, on_sweep=bar.update)
+        try:
+            simulation.run(
+                n_records,
+                sweeps_per_record=settings.stride,
+                keep=settings.keep,
+                chunk=1,
+                on_chunk=keep,
+                on_sweep=bar.update,
+            )
+        except KeyboardInterrupt:
+            if not len(frames):
+                raise
+    return assembled()
 
 
 def training_data(
@@ -233,7 +289,7 @@ def _restore(trainer: Trainer, path: Path, system: System, config: RunConfig, di
     checkpoint = load_checkpoint(path, system)
     # More steps may be asked for than the run had; everything else must be the same to give the unbroken run's result.
     mine, theirs = (
-        c.model_dump(exclude={"training": {"steps", "threads"}, "sampling": True, "analysis": True})
+        c.model_dump(exclude={"training": {"steps", "threads"}, "simulation": True, "sampling": True, "analysis": True})
         for c in (config, checkpoint.config)
     )
     if mine != theirs:

@@ -10,7 +10,7 @@ import torch
 
 from boltzflow.errors import FormatError, UnknownNameError
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
-from boltzflow.systems import System, load_system
+from boltzflow.systems import System, list_systems, load_system
 from boltzflow.workflow import path_log_weights
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "checkpoint_of",
     "describe_device",
     "find_trained",
+    "is_shipped",
     "output_file",
     "paths_of",
     "positive",
@@ -121,8 +122,23 @@ def find_trained(name: str, *, recipe: str | None = None) -> Trained:
 
 
 def run_folder(run: Path) -> Path:
-    """The folder in which a run works: runs/NAME for NAME.yaml, or the folder itself."""
-    return Path("runs", run.stem) if run.suffix in {".yaml", ".yml"} else run
+    """The folder in which a run works: the folder itself, or runs/RUN for RUN.yaml.
+
+    For a recipe in the folder of a user's system it is runs/SYSTEM-RUN: the recipes of all systems have the same names.
+    """
+    if run.suffix not in {".yaml", ".yml"}:
+        return run
+    folder = run.resolve().parent
+    if folder.name == "recipes" and (folder.parent / "system.yaml").is_file():
+        system = load_system(folder.parent)
+        if not is_shipped(system):
+            return Path("runs", f"{folder.parent.name}-{run.stem}")
+    return Path("runs", run.stem)
+
+
+def is_shipped(system: System) -> bool:
+    """Whether a system comes with the package, rather than from a folder of the user."""
+    return system.folder.name in list_systems() and load_system(system.folder.name).folder == system.folder
 
 
 def checkpoint_of(ensemble: "Ensemble", system: System) -> Path | None:

@@ -11,6 +11,7 @@ import typer
 
 from boltzflow.cli.app import command
 from boltzflow.cli.common import as_device, describe_device, run_folder
+from boltzflow.errors import FormatError
 from boltzflow.io.config import load_config
 from boltzflow.systems import load_system
 from boltzflow.workflow import train as train_in_folder
@@ -26,7 +27,10 @@ def train(
         Path, typer.Argument(metavar="RUN.yaml", help="The run: system, generator, objective, training, ...")
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Run folder. [default: runs/<name of RUN>]")
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Run folder. (default: runs/RUN, or runs/SYSTEM-RUN for a recipe of your own)"
+        ),
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
     initial: Annotated[Path | None, typer.Option(help="Checkpoint of the same system to start from.")] = None,
@@ -34,6 +38,8 @@ def train(
 ) -> None:
     """Train a generator; kill it at any moment and continue with --resume."""
     config = load_config(run, overrides=set_)
+    if "simulation" in config.model_fields_set and not config.model_fields_set & {"generator", "objective", "training"}:
+        raise FormatError(f"{run}: holds a simulation and nothing to train; run it with `boltzflow simulate {run}`.")
     device = as_device(config.training.device)
     folder = run_folder(run) if output is None else output
     system = load_system(config.system)

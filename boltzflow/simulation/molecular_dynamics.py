@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ def molecular_dynamics(
     friction: float | unit.Quantity = 1.0,
     platform: str | None = None,
     seed: int | None = None,
+    on_steps: Callable[[int], None] | None = None,
 ) -> ChainResult:
     """Langevin dynamics of independent replicas, one after the other on one thread.
 
@@ -79,9 +81,14 @@ def molecular_dynamics(
         friction: In 1/ps, or a Quantity.
         platform: An OpenMM platform; None measures Reference and CPU and takes the faster.
         seed: Random by default, and kept in the diagnostics.
+        on_steps: Called with the number of MD steps after every stretch of them, e.g. to move a progress bar.
 
     Returns:
-        Frames of field "positions", (n_frames, n_replicas, n_atoms, 3), float64, nm.
+        Frames of field "positions", (n_frames, n_replicas, n_atoms, 3), float64, nm; after an interrupt those of the
+        replicas that were finished.
+
+    Raises:
+        KeyboardInterrupt: If it came before the first replica was finished.
 
     References:
         Zhang et al., J. Phys. Chem. A 123, 6056 (2019): the middle scheme.
@@ -101,28 +108,39 @@ def molecular_dynamics(
     energies = np.empty((n_frames, n_replicas))
     # OpenMM takes 31-bit seeds; 0 would mean a random one
     streams = 1 + np.random.SeedSequence(seed).generate_state(2 * n_replicas) % (2**31 - 2)
-    for r in range(n_replicas):
-        context = _context(system, platform, step, kelvin, friction, int(streams[2 * r]))
-        context.setPositions(start)
-        openmm.LocalEnergyMinimizer.minimize(context)
-        context.setVelocitiesToTemperature(kelvin, int(streams[2 * r + 1]))
-        integrator = context.getIntegrator()
-        integrator.step(n_equilibration)
-        for f in range(n_frames):
-            integrator.step(stride)
-            state = context.getState(getPositions=True, getEnergy=True)
-            frames[f, r] = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
-            energies[f, r] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) / kT(kelvin)
-    steps = n_replicas * (n_equilibration + n_frames * stride)
+    done = 0
+    try:
+        for r in range(n_replicas):
+            context = _context(system, platform, step, kelvin, friction, int(streams[2 * r]))
+            context.setPositions(start)
+            openmm.LocalEnergyMinimizer.minimize(context)
+            context.setVelocitiesToTemperature(kelvin, int(streams[2 * r + 1]))
+            integrator = context.getIntegrator()
+            for f in range(-1, n_frames):
+                n_steps = n_equilibration if f < 0 else stride
+                integrator.step(n_steps)
+                if on_steps is not None:
+                    on_steps(n_steps)
+                if f < 0:
+                    continue
+                state = context.getState(getPositions=True, getEnergy=True)
+                frames[f, r] = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+                energies[f, r] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) / kT(kelvin)
+            done = r + 1
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        frames, energies = frames[:, :done], energies[:, :done]
+    steps = done * (n_equilibration + n_frames * stride)
     ledger = Ledger()
-    ledger.count("openmm", energy=n_frames * n_replicas, force=steps)
+    ledger.count("openmm", energy=n_frames * done, force=steps)
     u = torch.from_numpy(energies)
     diagnostics: dict[str, Any] = {"platform": platform, "step": step, "friction": friction, "seed": seed}
     return ChainResult(
         {"positions": torch.from_numpy(frames)},
         u,
         stride * torch.arange(1, n_frames + 1),
-        torch.arange(n_replicas),
+        torch.arange(done),
         {"reduced_energy": u},
         diagnostics | {"series": series_diagnostics({"reduced_energy": u})},
         ledger,

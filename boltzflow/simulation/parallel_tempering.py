@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -208,13 +208,14 @@ class ParallelTempering:
         self._trips += (bottom & (self._label == 2)).sum()
         self._label = torch.where(bottom, 1, torch.where(top & (self._label == 1), 2, self._label))
 
-    def burn_in(self, n_sweeps: int) -> None:
+    def burn_in(self, n_sweeps: int, *, on_sweep: Callable[[], None] | None = None) -> None:
         """Equilibrate, and adapt the step sizes to every temperature by stochastic approximation; then freeze them.
 
         The frozen step is the average of its logarithm over the second half.
 
         Args:
             n_sweeps: At least a few dozen for the adaptation to settle.
+            on_sweep: Called after every sweep, e.g. to move a progress bar.
         """
         log_step = {i: s.log() for i, s in self.step_sizes.items()}
         mean = {i: torch.zeros_like(s) for i, s in log_step.items()}
@@ -226,6 +227,8 @@ class ParallelTempering:
                 self.step_sizes[i] = log_step[i].exp()
                 if t >= first:
                     mean[i] = mean[i] + log_step[i] / (n_sweeps - first)
+            if on_sweep is not None:
+                on_sweep()
         if n_sweeps:
             self.step_sizes = {i: m.exp() for i, m in mean.items()}
         self._reset()
@@ -237,8 +240,10 @@ class ParallelTempering:
         *,
         sweeps_per_record: int = 1,
         records_per_frame: int = 1,
+        keep: Literal["cold", "all"] = "cold",
         chunk: int = 1000,
         on_chunk: Callable[[ChainResult], None] | None = None,
+        on_sweep: Callable[[], None] | None = None,
     ) -> ChainResult:
         """Sample with frozen step sizes.
 
@@ -246,9 +251,12 @@ class ParallelTempering:
             n_records: How often energies and observables of the cold walkers are recorded.
             sweeps_per_record: Sweeps between records.
             records_per_frame: Configurations are kept at every such record, the last of each group.
+            keep: Configurations of the cold walkers only, or of all rungs: then the columns of the result are rungs
+                times ladders, rungs slowest, and `rungs` says which. `observables` are always those of the cold ones.
             chunk: Frames per call of `on_chunk`.
             on_chunk: Is handed finished frames (a ChainResult without observables and diagnostics), e.g. to write
                 them; they are then not kept in memory. The state of the simulation at that moment is `state_dict()`.
+            on_sweep: Called after every sweep, e.g. to move a progress bar.
 
         Returns:
             Frames, series and diagnostics. Counters run on from call to call since the burn-in.
@@ -263,16 +271,19 @@ class ParallelTempering:
                 raise ValueError(f"{name}: expected at least 1, got {value}.")
         began = time.perf_counter()
         series: dict[str, list[Tensor]] = {"reduced_energy": [], **{name: [] for name in self.observables}}
-        frames: list[tuple[int, State, Tensor]] = []
+        frames: list[tuple[int, Tensor, State]] = []
         for record in range(1, n_records + 1):
             for _ in range(sweeps_per_record):
                 self._sweep()
-            u, cold = self._cold()
+                if on_sweep is not None:
+                    on_sweep()
+            u, cold = self._walkers(1)
             series["reduced_energy"].append(u)
             for name, observable in self.observables.items():
                 series[name].append(observable(cold).double())
             if record % records_per_frame == 0:
-                frames.append((self._counted, cold, u))
+                kept = (u, cold) if keep == "cold" else self._walkers(self.n_rungs)
+                frames.append((self._counted, *kept))
                 if on_chunk is not None and len(frames) == chunk:
                     on_chunk(self._result(frames, {}, {}, began))
                     frames = []
@@ -284,30 +295,35 @@ class ParallelTempering:
             frames, observables, self.diagnostics() | {"series": series_diagnostics(observables)}, began
         )
 
-    def _cold(self) -> tuple[Tensor, State]:
-        rows = self._walker_at[0] * self.n_chains + torch.arange(self.n_chains, device=self._device)
+    def _walkers(self, n_rungs: int) -> tuple[Tensor, State]:
+        """Energies and configurations of the walkers on the first rungs, rungs slowest."""
+        rows = self._walker_at[:n_rungs] * self.n_chains + torch.arange(self.n_chains, device=self._device)
         u, self._state = self._run.evaluate(self.target, self._state)
-        return u[rows], self._state.index(rows)
+        return u[rows.flatten()], self._state.index(rows.flatten())
 
     def _result(
-        self, frames: list, observables: dict[str, Tensor], diagnostics: dict[str, Any], began: float
+        self,
+        frames: list[tuple[int, Tensor, State]],
+        observables: dict[str, Tensor],
+        diagnostics: dict[str, Any],
+        began: float,
     ) -> ChainResult:
-        samples = {k: torch.stack([s[k] for _, s, _ in frames]).cpu() for k in self.target.fields} if frames else {}
-        energies = (
-            torch.stack([u for _, _, u in frames]).cpu()
-            if frames
-            else torch.zeros(0, self.n_chains, dtype=torch.float64)
-        )
+        samples = {k: torch.stack([s[k] for _, _, s in frames]).cpu() for k in self.target.fields} if frames else {}
+        energies = torch.zeros(0, self.n_chains, dtype=torch.float64)
+        if frames:
+            energies = torch.stack([u for _, u, _ in frames]).cpu()
+        ladders, n_kept = torch.arange(self.n_chains), energies.shape[1] // self.n_chains
         return ChainResult(
             samples,
             energies,
             torch.tensor([sweep for sweep, _, _ in frames], dtype=torch.int64),
-            torch.arange(self.n_chains),
+            ladders.repeat(n_kept),
             observables,
             diagnostics,
             copy.deepcopy(self.ledger),
             time.perf_counter() - began,
             self.methods,
+            torch.arange(n_kept).repeat_interleave(self.n_chains) if n_kept > 1 else None,
         )
 
     def diagnostics(self) -> dict[str, Any]:

@@ -11,19 +11,21 @@ __all__ = ["ChainResult"]
 
 @dataclass(frozen=True, eq=False)
 class ChainResult:
-    """Frames of independent, equally long Markov chains at the target's own temperature, in time order.
+    """Frames of equally long Markov chains in time order: independent ones at the target's own temperature, or, where
+    `rungs` is given, those of every temperature of independent ladders.
 
     Args:
         samples: Field name to frames, (n_frames, n_chains, *event); empty where the frames went to `on_chunk`.
         reduced_energies: u of every frame, (n_frames, n_chains), float64.
         frames: Index of every frame in the run, in sweeps or MD steps since the burn-in, (n_frames,).
-        chains: Identity of every chain, (n_chains,).
+        chains: Identity of every chain, (n_chains,); the columns of one ladder share theirs and are not independent.
         observables: Name to a series that may be denser than the frames, (n_records, n_chains), float64; holds
             "reduced_energy".
         diagnostics: Plain numbers and lists: swap rates, round trips, acceptance, inefficiencies, R-hat.
         ledger: Evaluations of the whole simulation up to now, burn-in included.
         seconds: Wall time of this run.
         methods: What was used, by the names that `boltzflow.cite` knows.
+        rungs: Index of the temperature of every column, (n_chains,); None where all are the target's own.
     """
 
     samples: dict[str, Tensor]
@@ -35,3 +37,4 @@ class ChainResult:
     ledger: Ledger = field(default_factory=Ledger)
     seconds: float = 0.0
     methods: tuple[str, ...] = ()
+    rungs: Int[Tensor, " n_chains"] | None = None
