@@ -10,14 +10,22 @@ from scipy.constants import R as GAS_CONSTANT
 from scipy.constants import calorie
 
 from boltzflow.analysis.observables import CollectiveVariable, collective_variable
+from boltzflow.analysis.states import Interval, States, interval_states
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import LowOverlapError, UnitError
 from boltzflow.estimate import Estimate
 from boltzflow.statistics.means import bootstrap_error, weight_warnings
 
-__all__ = ["Profile", "delta_f", "free_energy_report", "parse_state", "profile", "unit_factor"]
+__all__ = [
+    "Profile",
+    "delta_f",
+    "free_energy_report",
+    "profile",
+    "state_difference",
+    "states_report",
+    "unit_factor",
+]
 
-Interval = tuple[float, float]
 Unit = Literal["kT", "kJ/mol", "kcal/mol"]
 # fewer effective visits than this make even the error bar of a rare state unreliable
 FEW_VISITS = 10
@@ -38,23 +46,6 @@ def unit_factor(unit: Unit, *, temperature: float | None) -> float:
             f"unit {unit!r} needs a temperature in K, which the ensemble does not know: give temperature=…."
         )
     return GAS_CONSTANT / 1000 * temperature / (calorie if unit == "kcal/mol" else 1.0)
-
-
-def parse_state(text: str, *, degrees: bool) -> Interval:
-    """An interval "lo:hi" from the command line; a missing end is infinite.
-
-    Args:
-        text: E.g. "0:130", ":0.5" or "170:-170" (across the cut of a circle).
-        degrees: Whether the numbers are degrees, to be turned into rad.
-    """
-    low, colon, high = text.partition(":")
-    try:
-        ends = float(low) if low.strip() else -math.inf, float(high) if high.strip() else math.inf
-    except ValueError:
-        colon = ""
-    if not colon:
-        raise ValueError(f"state {text!r}: expected 'lo:hi' with numbers, e.g. '0:130'.")
-    return (math.radians(ends[0]), math.radians(ends[1])) if degrees else ends
 
 
 def delta_f(
@@ -82,24 +73,48 @@ def delta_f(
         An Estimate whose n_effective is 1/error² (in kT): the number of independent visits to the rarer state, about.
 
     Raises:
-        LowOverlapError: If a state has no weight.
+        LowOverlapError: If a state has no weight, or no chain of a simulation was ever in both.
         ValueError: If the intervals overlap, are empty, or leave one end of a circle open.
     """
     variable = _variable(ensemble, cv, periodic=periodic)
-    first, second = _members(variable, states)
+    found = interval_states(variable, states)
+    return state_difference(ensemble, found, unit=unit, temperature=temperature, error=error)
+
+
+def state_difference(
+    ensemble: Ensemble,
+    states: States,
+    *,
+    unit: Unit = "kT",
+    temperature: float | None = None,
+    error: Literal["linear", "bootstrap"] = "linear",
+) -> Estimate:
+    """Free energy of the first of two states minus that of the second, −log(P₁/P₂).
+
+    Args:
+        ensemble: Weighted samples.
+        states: From `interval_states` or `structure_states`.
+        unit: Of the answer.
+        temperature: In K, for units other than kT; None = the ensemble's.
+        error: "linear" or "bootstrap", both between groups.
+
+    Raises:
+        LowOverlapError: If a state has no weight, or no chain of a simulation was ever in both.
+    """
+    first, second = states.members
     w = ensemble.weights
     factor = unit_factor(unit, temperature=ensemble.temperature if temperature is None else temperature)
-    names = _names(states)
     p = [float(w[rows].sum()) for rows in (first, second)]
-    for name, rows, weight in zip(names, (first, second), p, strict=True):
+    for name, rows, weight in zip(states.names, (first, second), p, strict=True):
         if weight == 0:
             raise LowOverlapError(
-                f"delta_f: state {name} of {variable.name} ({variable.unit or 'no unit'}) holds {int(rows.sum())} of "
+                f"delta_f: state {name} of {states.variable} ({states.unit or 'no unit'}) holds {int(rows.sum())} of "
                 f"{len(ensemble)} "
                 "samples and no weight, so its free energy is unknown: check the interval and its unit, draw more "
                 "samples, or train a "
                 "generator that visits it."
             )
+    warnings = [*weight_warnings(ensemble.log_weights), *_crossings(ensemble, states)]
     terms = w * (second / p[1] - first / p[0])
     found = ensemble.grouping.error(terms)
     std, method = found.error, f"linear {found.method}"
@@ -107,8 +122,7 @@ def delta_f(
         blocks = ensemble.grouping.blocks(terms)
         std = bootstrap_error(lambda s: np.log(s[1] / s[0]), [blocks.totals(w * first), blocks.totals(w * second)])
         method = f"bootstrap over {len(blocks)} groups"
-    warnings = list(weight_warnings(ensemble.log_weights))
-    for name, rows, weight in zip(names, (first, second), p, strict=True):
+    for name, rows, weight in zip(states.names, (first, second), p, strict=True):
         visits = float(weight**2 / np.sum(w[rows] ** 2))
         if visits < FEW_VISITS:
             warnings.append(f"state {name}: {visits:.1f} effective samples")
@@ -121,6 +135,30 @@ def delta_f(
         warnings=tuple(warnings),
     )
     return estimate.scaled(factor, unit)
+
+
+def _crossings(ensemble: Ensemble, states: States) -> list[str]:
+    """For samples of chains: a warning if few of them were in both states; if none was, the ratio means nothing.
+
+    Raises:
+        LowOverlapError: If no chain was in both states.
+    """
+    if ensemble.chain is None:
+        return []
+    chains = [np.unique(ensemble.chain[rows & (ensemble.weights > 0)]) for rows in states.members]
+    both = len(np.intersect1d(*chains))
+    n_chains = len(np.unique(ensemble.chain))
+    if both == 0:
+        raise LowOverlapError(
+            f"delta_f: the states {' and '.join(states.names)} of {states.variable} are disconnected: of {n_chains} "
+            f"chains {len(chains[0])} were in the first and {len(chains[1])} in the second, none in both, so that "
+            "their ratio only reflects where the chains started. Simulate longer, hotter (a ladder with a higher "
+            "maximal temperature) or with larger torsion moves, or use the weighted samples of a generator."
+        )
+    rarer = min(len(c) for c in chains)
+    if both < rarer / 2:
+        return [f"of {rarer} chains in the less visited state only {both} were in the other, too"]
+    return []
 
 
 def free_energy_report(
@@ -137,8 +175,19 @@ def free_energy_report(
     `states` lists for each state its interval (rad or nm), population and number of samples.
     """
     variable = _variable(ensemble, cv, periodic=None)
-    found = delta_f(ensemble, variable, states=states, unit=unit, temperature=temperature, error=error)
-    rows = _members(variable, states)
+    return states_report(ensemble, interval_states(variable, states), unit=unit, temperature=temperature, error=error)
+
+
+def states_report(
+    ensemble: Ensemble,
+    states: States,
+    *,
+    unit: Unit = "kT",
+    temperature: float | None = None,
+    error: Literal["linear", "bootstrap"] = "linear",
+) -> dict[str, Any]:
+    """`free_energy_report` of any two states; arguments as for `state_difference`."""
+    found = state_difference(ensemble, states, unit=unit, temperature=temperature, error=error)
     return {
         "delta_f": found.value,
         "error": found.error,
@@ -147,10 +196,10 @@ def free_energy_report(
         "n_effective": found.n_effective,
         "states": [
             {"state": name, "population": float(ensemble.weights[r].sum()), "n": int(r.sum())}
-            for name, r in zip(_names(states), rows, strict=True)
+            for name, r in zip(states.names, states.members, strict=True)
         ],
-        "cv": variable.name,
-        "cv_unit": variable.unit,
+        "cv": states.variable,
+        "cv_unit": states.unit,
         "warnings": list(found.warnings),
     }
 
@@ -245,36 +294,3 @@ def _variable(
     if periodic is None:
         raise ValueError("Say whether the values of the collective variable are angles: periodic=True or False.")
     return CollectiveVariable("cv", ensemble.values(cv), "rad" if periodic else "", periodic=periodic)
-
-
-def _members(variable: CollectiveVariable, states: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the first state, and of the second or of the rest."""
-    if not 1 <= len(states) <= 2:
-        raise ValueError(f"delta_f: expected one state (against the rest) or two, got {len(states)}.")
-    rows = [_inside(variable, low, high) for low, high in states]
-    if len(rows) == 1:
-        return rows[0], ~rows[0] & np.isfinite(variable.values)
-    if np.any(rows[0] & rows[1]):
-        raise ValueError(f"delta_f: the states {' and '.join(_names(states))} overlap; give disjoint intervals.")
-    return rows[0], rows[1]
-
-
-def _inside(variable: CollectiveVariable, low: float, high: float) -> np.ndarray:
-    if not variable.periodic:
-        if not low < high:
-            raise ValueError(f"state {low:.4g}:{high:.4g} of {variable.name}: expected lo < hi.")
-        return (variable.values >= low) & (variable.values < high)
-    width = high - low
-    if not math.isfinite(width):
-        raise ValueError(f"state of the angle {variable.name}: a circle needs two cuts, give both ends.")
-    if width == 0 or abs(width) >= 2 * math.pi:
-        raise ValueError(
-            f"state {low:.4g}:{high:.4g} of the angle {variable.name}: expected two different cuts less than 2π "
-            "apart (rad)."
-        )
-    return (variable.values - low) % (2 * math.pi) < width % (2 * math.pi)
-
-
-def _names(states: Sequence[Interval]) -> list[str]:
-    names = [f"{low:.6g}:{high:.6g}" for low, high in states]
-    return names if len(names) == 2 else [*names, "rest"]

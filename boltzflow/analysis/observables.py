@@ -133,7 +133,7 @@ def collective_variable(ensemble: Ensemble, spec: str) -> CollectiveVariable:
     Args:
         ensemble: Its rows are measured.
         spec: "phi", "psi:2", "chi1", "torsion:4,6,8,14", "distance:0,5", "rg", "reduced_energy", or a field of the
-            samples with the index of the entry, "x:0".
+            samples with the index of the entry, "x:0". Atoms are indices from 0, or names such as "ALA2-CA".
 
     Raises:
         UnknownNameError: If the name is unknown.
@@ -142,9 +142,9 @@ def collective_variable(ensemble: Ensemble, spec: str) -> CollectiveVariable:
     if kind in NAMED_TORSIONS:
         return CollectiveVariable(spec, torsion(ensemble, spec), "rad", periodic=True)
     if kind == "torsion":
-        return CollectiveVariable(spec, torsion(ensemble, _integers(spec, rest)), "rad", periodic=True)
+        return CollectiveVariable(spec, torsion(ensemble, _named_atoms(ensemble, spec, rest)), "rad", periodic=True)
     if kind == "distance":
-        return CollectiveVariable(spec, distance(ensemble, _integers(spec, rest)), "nm")
+        return CollectiveVariable(spec, distance(ensemble, _named_atoms(ensemble, spec, rest)), "nm")
     if kind == "rg":
         return CollectiveVariable(spec, radius_of_gyration(ensemble), "nm")
     if kind == "reduced_energy":
@@ -164,6 +164,36 @@ def _field(ensemble: Ensemble, spec: str, name: str, rest: str) -> CollectiveVar
     if periodic:
         values = (values + math.pi) % (2 * math.pi) - math.pi
     return CollectiveVariable(spec, values, "rad" if periodic else "", periodic=periodic)
+
+
+def _named_atoms(ensemble: Ensemble, spec: str, text: str) -> list[int]:
+    """Atom indices from "4,6" or "ALA2-CA,NME3-C", residue and atom named as in the topology."""
+    if re.fullmatch(r"\d+(,\d+)*", text):
+        return [int(i) for i in text.split(",")]
+    if not text or not all(re.fullmatch(r"\d+|[^-,\s]+-[^,\s]+", token) for token in text.split(",")):
+        raise ValueError(
+            f"collective variable {spec!r}: expected atom indices or names like ALA2-CA separated by commas, got "
+            f"{text!r}."
+        )
+    indices: dict[str, list[int]] = {}
+    for atom in ensemble.to_mdtraj().topology.atoms:
+        indices.setdefault(str(atom), []).append(atom.index)
+    found = []
+    for token in text.split(","):
+        if token.isdigit():
+            found.append(int(token))
+            continue
+        if token not in indices:
+            raise UnknownNameError(
+                f"collective variable {spec!r}: this molecule has no atom {token!r}; {nearest(token, indices)}"
+            )
+        if len(indices[token]) > 1:
+            raise ValueError(
+                f"collective variable {spec!r}: there are {len(indices[token])} atoms {token!r} (several chains); name "
+                f"one by its index, {' or '.join(map(str, indices[token]))}."
+            )
+        found.append(indices[token][0])
+    return found
 
 
 def _integers(spec: str, text: str) -> list[int]:

@@ -11,8 +11,8 @@ import matplotlib as mpl
 import torch
 
 from boltzflow.analysis import delta_f, profile
-from boltzflow.analysis.free_energy import parse_state
 from boltzflow.analysis.plots import energy_histogram, free_energy_profile, ramachandran
+from boltzflow.analysis.states import parse_state
 from boltzflow.systems import load_system
 
 mpl.use("Agg")

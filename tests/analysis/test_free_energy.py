@@ -7,8 +7,9 @@ import pytest
 from scipy.signal import lfilter
 from scipy.stats import norm
 
-from boltzflow.analysis.free_energy import delta_f, free_energy_report, parse_state, profile
+from boltzflow.analysis.free_energy import delta_f, free_energy_report, profile
 from boltzflow.analysis.observables import CollectiveVariable
+from boltzflow.analysis.states import parse_state
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import LowOverlapError, UnitError
 
