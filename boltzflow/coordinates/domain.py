@@ -1,15 +1,24 @@
 """Domain, centre and width of every internal coordinate from one structure and the force field's own constants."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 
 from boltzflow._typing import Bool, Float, Float64, Int, Tensor
-from boltzflow.coordinates.internal import InternalCoordinateMap, InternalCoordinates
+from boltzflow.coordinates.internal import InternalCoordinateMap
 from boltzflow.coordinates.sector import LabelSector
+from boltzflow.coordinates.zmatrix import ZMatrix
 
 __all__ = ["InternalDomain"]
+
+# Widths where no term of the force field gives one, nm and rad; see InternalDomain.from_force_field.
+_LINK_LENGTH, _LINK_ANGLE = 0.1, 0.5
+_FREE_BOND, _FREE_ANGLE = 0.005, 0.2
+_NEARLY_STRAIGHT = math.sin(math.radians(10))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,23 +58,32 @@ class InternalDomain:
         bonds: Sequence[tuple[int, int, float, float]],
         angles: Sequence[tuple[int, int, int, float, float]],
         torsions: Sequence[tuple[int, int, int, int, int, float, float]] = (),
+        n_constraints: int = 0,
         kT: float,
     ) -> "InternalDomain":
         """Estimate centres and widths by a harmonic analysis of the bonded terms at the reference.
 
-        With the terms s_m (bond lengths, angles, torsions) of stiffness k_m and G = ds/dq at the reference, the
-        bonded energy is 1/2 dq^T (G^T k G) dq, so that q has the covariance kT (G^T k G)^-1, whose diagonal gives the
-        widths. Angles at one atom, rings and torsions about one bond are redundant; the inverse takes account of it. A
-        periodic torsion counts with its curvature at the reference where that is positive, and every torsion
-        coordinate gets a restraint of width pi, which makes free rotors finite and changes no stiff width.
+        With the terms s_m (bond lengths, angles, torsions) of stiffness k_m and their derivatives S = ds/dx at the
+        reference, the bonded energy is 1/2 dx^T (S^T k S) dx, so that q has the covariance kT B (S^T k S)^-1 B^T with
+        B = dq/dx on the space without rigid motions, whose diagonal gives the widths. Angles at one atom, rings and
+        torsions about one bond are redundant; the inverse takes account of it. A periodic torsion counts with its
+        curvature at the reference where that is positive, an angle within 10 degrees of straight with the bends in both
+        directions, and a torsion over such an angle not at all.
+
+        Where no term holds a coordinate, a stated width does: pi for every torsion, which makes free rotors finite and
+        changes no stiff width, and for angles about an axis that is no bond; 0.1 nm and 0.5 rad for the lengths and
+        angles of links; 0.005 nm and 0.2 rad for bonds and angles without a harmonic term, as force fields with custom
+        forces have them.
 
         Args:
             sector: fixes the Z-matrix and the half circles.
             reference: (n_atoms, 3) nm, an energy-minimised structure.
-            bonds: (i, j, r0 nm, k kJ/mol/nm^2) with energy k (r - r0)^2 / 2, as ``HarmonicBondForce`` stores them.
+            bonds: (i, j, r0 nm, k kJ/mol/nm^2) with energy k (r - r0)^2 / 2, as ``HarmonicBondForce`` stores them;
+                Urey-Bradley terms between atoms that are not bonded may be among them.
             angles: (i, j, k, theta0 rad, k kJ/mol/rad^2) with energy k (theta - theta0)^2 / 2, likewise.
             torsions: (i, j, k, l, periodicity, phase rad, k kJ/mol) with energy k (1 + cos(n phi - phase)); proper and
                 improper alike. Without them the planar siblings have no stiffness.
+            n_constraints: number of distances that the System constrains.
             kT: kJ/mol.
 
         Returns:
@@ -73,26 +91,38 @@ class InternalDomain:
             theta0 (on alanine dipeptide by up to one width, towards the thermal mean).
 
         Raises:
-            ValueError: if a bond or angle of the Z-matrix has no harmonic term.
+            ValueError: if a bond of the Z-matrix has no harmonic term and the System has constraints.
         """
         z = sector.zmatrix
         reference = reference.detach().double().cpu()
         stiff_bonds = {frozenset((i, j)) for i, j, _, _ in bonds}
         stiff_angles = {(j, frozenset((i, k))) for i, j, k, _, _ in angles}
-        missing = [(i, j) for i, j in z.bond_atoms.tolist() if frozenset((i, j)) not in stiff_bonds]
-        missing += [(i, j, k) for i, j, k in z.angle_atoms.tolist() if (j, frozenset((i, k))) not in stiff_angles]
-        if missing:
+        bonded = {frozenset(pair) for pair in z.bonds}
+        no_bond = [frozenset(pair) not in stiff_bonds for pair in z.bond_atoms.tolist()]
+        no_angle = [(j, frozenset((i, k))) not in stiff_angles for i, j, k in z.angle_atoms.tolist()]
+        off_axis = [frozenset((j, k)) not in bonded for _, j, k in z.angle_atoms.tolist()]
+        missing = [
+            tuple(pair)
+            for pair, lacking, link in zip(z.bond_atoms.tolist(), no_bond, z.linked_bonds, strict=True)
+            if lacking and not link
+        ]
+        if missing and n_constraints:
             raise ValueError(
-                f"bonds, angles: no harmonic term for the coordinates {missing}; pass the terms of a system without "
-                "constraints"
+                f"bonds: no harmonic term for {missing[:20]}{' ...' if len(missing) > 20 else ''}, and the System "
+                f"constrains {n_constraints} distances. Internal coordinates need flexible bonds: create the System "
+                "with constraints=None, rigidWater=False"
             )
-
-        q_map = InternalCoordinateMap(z)
-        q, _ = q_map(reference[None])
-        hessian = _bonded_hessian(q_map, q, bonds=bonds, angles=angles, torsions=torsions)
         n = z.n_atoms
-        hessian.diagonal()[2 * n - 3 :] += kT / torch.pi**2
-        bond_std, angle_std, torsion_std = (kT * hessian.inverse().diagonal()).sqrt().split([n - 1, n - 2, n - 3])
+        widths = torch.cat(
+            [
+                _widths([(no_bond, _FREE_BOND), (z.linked_bonds, _LINK_LENGTH)], n - 1),
+                _widths([(no_angle, _FREE_ANGLE), (off_axis, torch.pi), (z.linked_angles, _LINK_ANGLE)], n - 2),
+                torch.full((n - 3,), torch.pi, dtype=torch.float64),
+            ]
+        )
+        std = _harmonic_widths(reference, z, bonds=bonds, angles=angles, torsions=torsions, widths=widths, kT=kT)
+        bond_std, angle_std, torsion_std = std.split([n - 1, n - 2, n - 3])
+        q, _ = InternalCoordinateMap(z)(reference[None])
         return cls(
             bond_mean=q.bonds[0],
             bond_std=bond_std,
@@ -105,34 +135,87 @@ class InternalDomain:
         )
 
 
-def _bonded_hessian(
-    q_map: InternalCoordinateMap,
-    q: InternalCoordinates,
+def _widths(kinds: Sequence[tuple[Sequence[bool] | np.ndarray, float]], n: int) -> Tensor:
+    """Return the width by which each of n coordinates is restrained, inf where by none; later kinds go first."""
+    widths = torch.full((n,), torch.inf, dtype=torch.float64)
+    for mask, width in kinds:
+        widths[torch.as_tensor(mask)] = width
+    return widths
+
+
+def _harmonic_widths(
+    x: Tensor,
+    z: ZMatrix,
     *,
     bonds: Sequence[tuple[int, int, float, float]],
     angles: Sequence[tuple[int, int, int, float, float]],
     torsions: Sequence[tuple[int, int, int, int, int, float, float]],
+    widths: Tensor,
+    kT: float,
 ) -> Tensor:
-    """Return G^T k G (d, d) with G the derivative of the terms' lengths, angles and torsions by q (one frame)."""
-    sizes = [part.shape[1] for part in q]
-    bond_atoms, angle_atoms = torch.tensor([t[:2] for t in bonds]), torch.tensor([t[:3] for t in angles])
-    torsion_atoms = torch.tensor([t[:4] for t in torsions], dtype=torch.int64).reshape(-1, 4)
+    """Return the standard deviations (d,) of the internal coordinates under the terms and restraints of given width."""
 
-    def terms(flat: Tensor) -> Tensor:
-        x = q_map.to_cartesian(*(part[None] for part in flat.split(sizes)))[0][0]
-        i, j = x[bond_atoms].unbind(1)
-        lengths = (i - j).norm(dim=-1)
-        i, j, k = x[angle_atoms].unbind(1)
-        bends = torch.atan2(torch.linalg.cross(i - j, k - j).norm(dim=-1), ((i - j) * (k - j)).sum(-1))
-        i, j, k, last = x[torsion_atoms].unbind(1)
-        n1, n2 = torch.linalg.cross(i - j, k - j), torch.linalg.cross(last - k, k - j)
-        twists = torch.atan2((k - j).norm(dim=-1) * ((i - j) * n2).sum(-1), (n1 * n2).sum(-1))
-        return torch.cat([lengths, bends, twists])
+    def rows(terms: Sequence[tuple], n: int, n_constants: int) -> tuple[Tensor, Tensor]:
+        atoms = torch.tensor([term[:n] for term in terms], dtype=torch.int64).reshape(-1, n)
+        return atoms, torch.tensor([term[n:] for term in terms], dtype=torch.float64).reshape(-1, n_constants)
 
-    flat = torch.cat([part[0] for part in q])
-    twists = terms(flat)[len(bonds) + len(angles) :]
-    periodicity, phase, k = torch.tensor([t[4:] for t in torsions], dtype=torch.float64).reshape(-1, 3).unbind(1)
-    curvature = (-k * periodicity**2 * (periodicity * twists - phase).cos()).clamp(min=0)
-    stiffness = torch.tensor([t[-1] for t in (*bonds, *angles)], dtype=torch.float64)
-    slopes = torch.autograd.functional.jacobian(terms, flat, vectorize=True)
-    return slopes.T @ (torch.cat([stiffness, curvature])[:, None] * slopes)
+    bond_atoms, bond = rows(bonds, 2, 2)
+    angle_atoms, angle = rows(angles, 3, 2)
+    torsion_atoms, torsion = rows(torsions, 4, 3)
+    straight = _bend(x[angle_atoms]).sin() < _NEARLY_STRAIGHT
+    defined = (_bend(x[torsion_atoms.unfold(1, 3, 1)].flatten(0, 1)).sin() >= _NEARLY_STRAIGHT).view(-1, 2).all(1)
+    torsion_atoms, (periodicity, phase, k) = torsion_atoms[defined], torsion[defined].unbind(1)
+    curvature = (-k * periodicity**2 * (periodicity * _twist(x[torsion_atoms]) - phase).cos()).clamp(min=0)
+    precision = torch.zeros(x.numel(), x.numel(), dtype=torch.float64)
+    for value, atoms, stiffness in [
+        (_length, bond_atoms, bond[:, 1]),
+        (_bend, angle_atoms[~straight], angle[~straight, 1]),
+        (_twist, torsion_atoms, curvature),
+        *((partial(_bow, axis=n), angle_atoms[straight], angle[straight, 1]) for n in range(3)),
+    ]:
+        slopes = _slopes(value, x, atoms)
+        precision += slopes.T @ (stiffness[:, None] / kT * slopes)
+    b = torch.cat(
+        [_slopes(value, x, torch.as_tensor(atoms)) for value, atoms in
+         [(_length, z.bond_atoms), (_bend, z.angle_atoms), (_twist, z.torsion_atoms)]]
+    )  # fmt: skip
+    precision += b.T @ (widths.pow(-2)[:, None] * b)
+    # Rigid motions change no coordinate, so any restraint of them serves.
+    arm = x - x.mean(0)
+    turns = [torch.linalg.cross(arm, axis.expand_as(arm)) for axis in torch.eye(3, dtype=torch.float64)]
+    shifts = [axis.expand_as(arm) for axis in torch.eye(3, dtype=torch.float64)]
+    rigid = torch.stack([*turns, *shifts]).flatten(1)
+    precision += rigid.T @ rigid
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(precision), b.T, upper=False).square().sum(0).sqrt()
+
+
+def _slopes(value: Callable[[Tensor], Tensor], x: Tensor, atoms: Tensor) -> Tensor:
+    """Return the derivatives (n_terms, 3 n_atoms) of a function of a few atoms' positions, (n_terms, k, 3)."""
+    points = x[atoms].requires_grad_()
+    (gradient,) = torch.autograd.grad(value(points).sum(), points)
+    slopes = torch.zeros(len(atoms), len(x), 3, dtype=torch.float64)
+    slopes.index_put_((torch.arange(len(atoms))[:, None], atoms), gradient)
+    return slopes.flatten(1)
+
+
+def _length(points: Tensor) -> Tensor:
+    i, j = points.unbind(1)
+    return (i - j).norm(dim=-1)
+
+
+def _bend(points: Tensor) -> Tensor:
+    i, j, k = points.unbind(1)
+    return torch.atan2(torch.linalg.cross(i - j, k - j).norm(dim=-1), ((i - j) * (k - j)).sum(-1))
+
+
+def _bow(points: Tensor, *, axis: int) -> Tensor:
+    """Return one component of the sum of the unit vectors from j, whose length is pi - theta near a straight angle."""
+    i, j, k = points.unbind(1)
+    unit = torch.nn.functional.normalize
+    return (unit(i - j, dim=-1) + unit(k - j, dim=-1))[:, axis]
+
+
+def _twist(points: Tensor) -> Tensor:
+    i, j, k, last = points.unbind(1)
+    n1, n2 = torch.linalg.cross(i - j, k - j), torch.linalg.cross(last - k, k - j)
+    return torch.atan2((k - j).norm(dim=-1) * ((i - j) * n2).sum(-1), (n1 * n2).sum(-1))

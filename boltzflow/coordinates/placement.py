@@ -13,7 +13,8 @@ __all__ = ["ON_A_LINE", "Row", "bent", "choose_seed", "place_atoms", "sine_of_an
 
 # Three bonded atoms count as straight within this angle of a line: thermal bends of a linear group stay below it.
 _STRAIGHT = math.sin(math.radians(20.0))
-# Farther along a chain the atom least in line is taken, but no reference within this angle.
+# Atoms farther along the chain may be nearer to the line; the least in line is taken, but none within the last angle.
+_NEARLY_STRAIGHT = math.sin(math.radians(12.0))
 ON_A_LINE = math.sin(math.radians(5.0))
 
 Sine = Callable[[int, int, int], float]
@@ -188,7 +189,7 @@ def _off_line(links: Any, sine: Callable[[int], float]) -> int | None:
     best, found = ON_A_LINE, None
     for atom in _atoms(links):
         value = sine(atom)
-        if value >= _STRAIGHT:
+        if value >= (_STRAIGHT if atom == links[0] else _NEARLY_STRAIGHT):
             return atom
         if value > best:
             best, found = value, atom

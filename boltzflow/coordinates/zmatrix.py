@@ -184,6 +184,26 @@ class ZMatrix:
         """(n_atoms - 2, 3) atoms of each angle coordinate: i-j-k, then a-b-c of every further atom."""
         return np.concatenate([self.order[None, :3], self.torsion_atoms[:, :3]])
 
+    @property
+    def fragments(self) -> np.ndarray:
+        """(n_atoms,) number of the fragment of every atom, in the order of the fragments' first atoms."""
+        number = np.empty(self.n_atoms, dtype=np.int64)
+        for n, atoms in enumerate(connected_components(neighbour_lists(self.n_atoms, self.bonds))):
+            number[atoms] = n
+        return number
+
+    @property
+    def linked_bonds(self) -> np.ndarray:
+        """(n_atoms - 1,) True where the bond coordinate is the length of a link."""
+        fragment = self.fragments[self.bond_atoms]
+        return fragment[:, 0] != fragment[:, 1]
+
+    @property
+    def linked_angles(self) -> np.ndarray:
+        """(n_atoms - 2,) True where the angle coordinate is one between fragments."""
+        fragment = self.fragments[self.angle_atoms]
+        return (fragment != fragment[:, :1]).any(1)
+
     def describe(self, names: Sequence[str] | None = None) -> str:
         """Return a table of the levels and of every atom's references, for reports.
 

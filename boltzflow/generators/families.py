@@ -46,7 +46,8 @@ def internal_spline_flow(system: "System", config: GeneratorConfig) -> Generator
 
     Proper torsions are circles with a uniform base. Bonds, angles and sibling torsions are lines with a standard normal
     base, in units of the widths that the force field's bonded terms give them, so that the untrained flow stands near
-    the minimum. After the couplings every coordinate has a marginal spline of its own, and the lines a triangular
+    the minimum. Where there are several molecules, their places and orientations are coordinates like the others,
+    broadly about those of the relaxed structure. After the couplings every coordinate has a marginal spline of its own, and the lines a triangular
     affine map that takes up their linear correlations.
 
     Args:
@@ -90,5 +91,6 @@ def _domain(system: "System") -> InternalDomain:
             (*atoms, *rest)
             for atoms, *rest in rows(torsions.atoms, torsions.periodicity.long(), torsions.phase, torsions.k)
         ],
+        n_constraints=potential.n_constraints,
         kT=kT(system.temperature),
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from boltzflow.coordinates import InternalCoordinateMap, InternalDomain, LabelSector
-from tests.coordinates.molecules import MOLECULES, SYSTEMS, Molecule
+from tests.coordinates.molecules import MOLECULES, SYSTEMS, Molecule, joined
 
 KT = 2.494
 
@@ -122,7 +122,48 @@ def test_widths_match_molecular_dynamics_constants_on_alanine_dipeptide() -> Non
     assert (domain.torsion_mean * domain.hand >= 0).all()
 
 
-def test_missing_terms_raise_and_are_listed() -> None:
+def test_constrained_bonds_raise_and_are_listed() -> None:
     molecule = MOLECULES["water"]()
-    with pytest.raises(ValueError, match=r"\(1, 0, 2\)\]"):
-        domain_of(molecule, {"bonds": [(0, 1, 0.1, 1e5), (0, 2, 0.1, 1e5)], "angles": [(0, 1, 2, 1.9, 400.0)]})
+    sector = LabelSector(molecule.zmatrix(), molecule.positions)
+    terms = {"bonds": [(0, 1, 0.1, 1e5)], "angles": [(1, 0, 2, 1.9, 400.0)]}
+    with pytest.raises(ValueError, match=r"\[\(0, 2\)\].* constrains 3 .*constraints=None, rigidWater=False"):
+        InternalDomain.from_force_field(sector, molecule.positions, **terms, n_constraints=3, kT=KT)
+
+
+def test_coordinates_without_a_term_have_the_stated_widths() -> None:
+    molecule = MOLECULES["water"]()
+    domain = domain_of(molecule, {"bonds": [(0, 1, 0.1, 1e5)], "angles": []})
+    assert sorted(domain.bond_std.tolist()) == pytest.approx([math.sqrt(KT / 1e5), 0.005], rel=1e-9)
+    assert domain.angle_std.tolist() == pytest.approx([0.2], rel=1e-9)
+
+
+def test_links_have_the_stated_widths_and_fragments_those_they_have_alone() -> None:
+    parts = [MOLECULES["five_ring"](), MOLECULES["water"](), MOLECULES["butyne"]()]
+    whole = joined(*parts, apart=1.0)
+    domain = domain_of(whole, bonded_terms(whole))
+    z = whole.zmatrix()
+    assert domain.bond_std[z.linked_bonds].tolist() == pytest.approx([0.1] * 2, rel=1e-9)
+    assert domain.angle_std[z.linked_angles].tolist() == pytest.approx([0.5] * 4, rel=1e-9)
+    start = 0
+    for part in parts:
+        alone = domain_of(part, bonded_terms(part))
+        single = part.zmatrix()
+        lengths = {frozenset(pair): s for pair, s in zip(single.bond_atoms.tolist(), alone.bond_std, strict=True)}
+        for pair, std in zip((z.bond_atoms - start).tolist(), domain.bond_std, strict=True):
+            if frozenset(pair) in lengths:
+                # the springs of a fragment's atom depend on its index, see bonded_terms
+                assert std.item() == pytest.approx(lengths[frozenset(pair)].item(), rel=0.1)
+        start += len(part.elements)
+
+
+def test_widths_beside_a_linear_group_are_those_of_its_bends() -> None:
+    """N of CH3-C#N has only the bend C-C-N; a quarter turn of its torsion axis sees the same width."""
+    molecule = MOLECULES["butyne"]()
+    domain = domain_of(molecule, bonded_terms(molecule))
+    z = molecule.zmatrix()
+    beside = [row for row, (_, b, c, _) in enumerate(z.torsion_atoms.tolist()) if tuple(sorted((b, c))) not in z.bonds]
+    assert len(beside) == 2
+    assert 0.03 < domain.torsion_std[beside].min() <= domain.torsion_std[beside].max() < 0.6
+    angles = [row for row, (_, b, c) in enumerate(z.angle_atoms.tolist()) if tuple(sorted((b, c))) not in z.bonds]
+    assert 0.01 < domain.angle_std[angles].min() <= domain.angle_std[angles].max() < 0.2
+    assert (domain.bond_std < 0.004).all()

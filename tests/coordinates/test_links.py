@@ -57,7 +57,8 @@ def test_every_further_coordinate_of_a_fragment_is_its_own() -> None:
     crossing = [len(set(fragment[list(atoms)])) > 1 for atoms in z.torsion_atoms.tolist()]
     assert z.proper[crossing].all()
     sector = LabelSector(z, molecule.positions)
-    single = [LabelSector(MOLECULES[name]().zmatrix(), MOLECULES[name]().positions) for name in ("alanine_dipeptide", "five_ring")]  # fmt: skip
+    alone = [MOLECULES[name]() for name in ("alanine_dipeptide", "five_ring")]
+    single = [LabelSector(part.zmatrix(), part.positions) for part in alone]
     assert sector.n_copies == single[0].n_copies * single[1].n_copies
     assert sector.kept_centres == (*single[0].kept_centres, *(22 + b for b in single[1].kept_centres))
 

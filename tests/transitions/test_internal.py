@@ -113,3 +113,80 @@ def test_wrong_sizes_are_named(bijection):
     message = r"expected shape \(12,\) for 6 atoms, got \{'mean': \(11,\), 'scale': \(11,\)\}"
     with pytest.raises(ValueError, match=message):
         InternalToCartesian(bijection.map.zmatrix, **sizes)
+
+
+@pytest.fixture
+def linked():
+    # water, an ion and a bent triple: every kind of coordinate of a link
+    zmatrix = ZMatrix.from_bonds(
+        7, [(0, 1), (0, 2), (4, 5), (4, 6)], links=[(0, 3), (3, 4)], elements=[8, 1, 1, 11, 8, 1, 1]
+    )
+    d = 15
+    mean = torch.cat([torch.full((6,), 0.1), torch.full((5,), 1.2), torch.full((4,), 0.4)]).double()
+    mean[torch.from_numpy(zmatrix.linked_bonds).nonzero()[:, 0]] = 0.3
+    scale = torch.cat([torch.full((6,), 0.01), torch.full((5,), 0.1), torch.full((4,), 1.0)]).double()
+    scale[torch.from_numpy(zmatrix.linked_bonds).nonzero()[:, 0]] = 0.1
+    scale[6 + torch.from_numpy(zmatrix.linked_angles).nonzero()[:, 0]] = 0.5
+    circular = torch.zeros(d, dtype=torch.bool)
+    circular[11:] = torch.from_numpy(zmatrix.proper)
+    assert circular[11:].all()
+    return InternalToCartesian(zmatrix, mean=mean, scale=scale, circular=circular)
+
+
+def linked_points(n=7):
+    q = torch.randn(n, 15, dtype=torch.float64, generator=make_rng(3))
+    q[:, 11:] = (2 * torch.rand(n, 4, dtype=torch.float64, generator=make_rng(4)) - 1) * math.pi
+    return State({"q": q}, {"q": Space("mixed", (15,))})
+
+
+def test_links_are_inverted_in_both_dtypes(linked):
+    run = Run(make_rng(0))
+    assert_invertible(linked, linked_points(), run)
+    assert_dtypes(linked, linked_points(), run)
+    assert_invertible(linked.float(), linked_points().to(dtype=torch.float32), run)
+
+
+def test_the_log_ratio_of_links_is_the_derivative_of_their_maps(linked):
+    state = linked_points()
+    internal = linked.map(linked(state, Run(make_rng(0)))[0]["positions"])[0]
+    _, log_det = linked.map.inverse(internal)
+
+    def values(q):
+        y, _ = linked(State({"q": q[None]}, {"q": Space("mixed", (15,))}), Run(make_rng(0)))
+        return torch.cat(linked.map(y["positions"])[0], 1)[0]
+
+    _, ratio = linked(state, Run(make_rng(0)))
+    for row in range(len(state)):
+        jacobian = torch.autograd.functional.jacobian(values, state["q"][row])
+        assert ratio[row].item() == pytest.approx((log_det[row] + jacobian.diagonal().log().sum()).item(), abs=1e-9)
+        assert (jacobian - torch.diag(jacobian.diagonal())).abs().max() < 1e-9
+
+
+def test_links_stay_positive_and_have_the_stated_centre_and_slope(linked):
+    run = Run(make_rng(0))
+    lengths, angles = linked._link_lengths, linked._link_angles
+    assert (len(lengths), len(angles)) == (2, 3)
+    q = torch.zeros(4, 15, dtype=torch.float64)
+    q[1, lengths], q[1, angles] = 1e-5, 1e-5
+    q[2, lengths], q[2, angles] = -8.0, -8.0
+    q[3, lengths], q[3, angles] = 8.0, 8.0
+    y, ratio = linked(State({"q": q}, {"q": Space("mixed", (15,))}), run)
+    assert torch.isfinite(ratio).all()
+    internal = torch.cat(linked.map(y["positions"])[0], 1)
+    links = torch.cat([lengths, angles])
+    assert torch.allclose(internal[0, links], linked.mean[links], atol=1e-12)
+    assert torch.allclose((internal[1] - internal[0])[links] / 1e-5, linked.scale[links], rtol=1e-4)
+    assert (internal[2:, lengths] > 0).all()
+    assert ((internal[2:, angles] > 0) & (internal[2:, angles] < math.pi)).all()
+
+
+def test_a_link_beyond_all_bounds_is_outside_and_leaves_no_gradient(linked):
+    q = linked_points()["q"]
+    q[1, linked._link_lengths[0]] = 1e5
+    q[2, linked._link_angles[0]] = 1e5
+    q.requires_grad_()
+    y, ratio = linked(State({"q": q}, {"q": Space("mixed", (15,))}), Run(make_rng(0)))
+    assert torch.isneginf(ratio).tolist() == [False, True, True, False, False, False, False]
+    (y["positions"].square().sum() + torch.where(torch.isfinite(ratio), ratio, 0.0).sum()).backward()
+    assert torch.isfinite(q.grad[[0, 3, 4, 5, 6]]).all()
+    assert not q.grad[1:3].any()
