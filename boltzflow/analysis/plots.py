@@ -264,15 +264,15 @@ def weight_tail(ensemble: Ensemble, *, ax: Axes | None = None) -> Axes:
     )
     tail = pareto_tail(ensemble.log_weights)
     if tail is not None:
-        grid = np.geomspace(tail.weights[0], 3 * tail.weights[-1], 100)
+        grid = np.geomspace(tail.weights[0], 4 * tail.weights[-1], 100)
         fitted = tail.survival(grid)
         shown = fitted > 0.1 / len(ensemble)
         style = line_style("generated")
         ax.plot(grid[shown], fitted[shown], label=f"generalised Pareto, k-hat {tail.k:.2f}", linewidth=1.8, **style)
         ax.axvline(tail.threshold, linewidth=0.8, linestyle=":", color=rcParams["text.color"])
     ax.set(xscale="log", yscale="log", xlabel="w/⟨w⟩", ylabel="fraction of samples above")
-    ax.set_xlim(left=max(w[0], w[-1] * 1e-4) * 0.9)
-    ax.legend()
+    ax.set_xlim(left=0.7 * w[w.size // 50], right=4 * w[-1])
+    ax.legend(loc="lower left")
     return ax
 
 

@@ -112,7 +112,7 @@ def _weight_checks(found: Mapping[str, Any]) -> list[Check]:
         return [Check("effective samples", "none", "bad", "no sample has a weight")]
     checks = []
     ess = found["ess"]
-    value = f"{ess:.4g} of {found['n']} ({found['ess_fraction']:.1%})"
+    value = f"{_count(ess)} of {found['n']} ({found['ess_fraction']:.1%})"
     if ess < VERY_FEW:
         level, text = "bad", f"fewer than {VERY_FEW:.0f} effective samples: nothing can be said from these"
     elif ess < FEW:
@@ -135,6 +135,10 @@ def _weight_checks(found: Mapping[str, Any]) -> list[Check]:
     return checks
 
 
+def _count(value: float) -> str:
+    return f"{value:.0f}" if value >= VERY_FEW else f"{value:.1f}"
+
+
 def _chain_checks(found: Mapping[str, Any]) -> list[Check]:
     if not _of_chains(found):
         return []
@@ -153,7 +157,7 @@ def _chain_checks(found: Mapping[str, Any]) -> list[Check]:
         checks.append(Check(f"R-hat {what}", f"{r_hat:.3f}", level, text))
     n = found["n_effective"]
     if n is not None:
-        value = f"{n:.4g} of {found['n']}"
+        value = f"{_count(n)} of {found['n']}"
         if n < VERY_FEW:
             level, text = "bad", f"fewer than {VERY_FEW:.0f} independent frames: nothing can be said from these"
         elif n < FEW:

@@ -9,7 +9,9 @@ import numpy as np
 
 from boltzflow.analysis.free_energy import Profile, delta_f
 from boltzflow.analysis.observables import CollectiveVariable
+from boltzflow.analysis.states import inside
 from boltzflow.ensemble import Ensemble
+from boltzflow.errors import LowOverlapError
 from boltzflow.estimate import Estimate
 
 __all__ = ["StateRow", "find_basins", "state_rows"]
@@ -18,8 +20,8 @@ Interval = tuple[float, float]
 
 BARRIER = 1.0
 """Smallest barrier, kT, that makes two basins of one."""
-SIGMAS = 3.0
-"""Barriers must be this many standard errors high as well."""
+SIGMAS = 2.0
+"""Barriers must lie this many standard errors below the mean population of the basin as well."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,31 @@ class StateRow:
 
 
 def find_basins(profile: Profile) -> list[Interval]:
-    """Basins of a profile: its minima that are separated by a barrier of 1 kT and of three standard errors.
+    """Basins of a profile: its minima that are separated by a barrier of 1 kT and of two standard errors.
 
     Bins are joined from the lowest upwards; where two basins meet, the shallower one is merged into the other unless
-    the barrier is high enough seen from it (the persistence of the basin).
+    the barrier is high enough seen from it (the persistence of the basin). Whether it is more than noise is judged by
+    the mean population of all bins of the basin, so that rare states with some ten visits are found.
 
     Args:
-        profile: In kT.
+        profile: In kT, over bins of equal width.
 
     Returns:
         The intervals between the cuts, at most as many as there are basins; on a circle they may cross ±π. One basin
         is no state: the list is then empty.
     """
-    known = np.isfinite(profile.free_energy)
-    # a bin without weight is at least as high as the highest that has some, and as uncertain as one sample
-    f = np.where(known, profile.free_energy, np.max(profile.free_energy[known]) + 1.0)
-    error = np.where(known & np.isfinite(profile.error), profile.error, 1.0)
-    n = f.size
+    known = np.isfinite(profile.free_energy) & np.isfinite(profile.error) & (profile.error > 0)
+    if known.sum() < 2:
+        return []
+    p = np.where(np.isfinite(profile.free_energy), np.exp(-profile.free_energy), 0.0)
+    p /= p.sum()
+    # the relative variance of a bin is one over its visits; no bin is known better than to one visit
+    one = float(np.median(p[known] * profile.error[known] ** 2))
+    variance = np.maximum(np.where(known, p * profile.error, 0.0), one) ** 2
+    height = -np.log(np.maximum(p, one))
+    n = p.size
     owner = np.full(n, -1)
+    members: dict[int, list[int]] = {}
 
     def bottom(k: int) -> int:
         """The lowest bin of the basin that a bin belongs to."""
@@ -69,14 +78,22 @@ def find_basins(profile: Profile) -> list[Interval]:
             k = owner[k]
         return int(k)
 
-    for k in np.argsort(f, kind="stable"):
+    def is_basin(basin: int, barrier: int) -> bool:
+        rows = members[basin]
+        drop = p[rows].mean() - p[barrier]
+        noise = math.sqrt(variance[rows].sum() / len(rows) ** 2 + variance[barrier])
+        return height[barrier] - height[basin] >= BARRIER and drop >= SIGMAS * noise
+
+    for k in np.argsort(height, kind="stable"):
+        k = int(k)
         sides = [(k - 1) % n, (k + 1) % n] if profile.periodic else [j for j in (k - 1, k + 1) if 0 <= j < n]
-        basins = sorted({bottom(j) for j in sides if owner[j] >= 0}, key=lambda b: (f[b], b))
+        basins = sorted({bottom(j) for j in sides if owner[j] >= 0}, key=lambda b: (height[b], b))
+        for shallow in basins[1:]:
+            if not is_basin(shallow, k):
+                owner[shallow] = basins[0]
+                members[basins[0]] += members.pop(shallow)
         owner[k] = basins[0] if basins else k
-        if len(basins) == 2:
-            low, high = basins
-            if f[k] - f[high] < max(BARRIER, SIGMAS * math.hypot(error[k], error[high])):
-                owner[high] = low
+        members.setdefault(int(owner[k]), []).append(k)
     label = [bottom(k) for k in range(n)]
     cuts = [k for k in range(0 if profile.periodic else 1, n) if label[k] != label[k - 1]]
     if not cuts:
@@ -106,35 +123,36 @@ def state_rows(
     Raises:
         ValueError: If an interval is no interval, or two overlap.
     """
-    inside = [_members(variable, state) for state in states]
-    if sum(rows.astype(int) for rows in inside).max() > 1:
+    members = [inside(variable, *state) for state in states]
+    if sum(rows.astype(int) for rows in members).max() > 1:
         raise ValueError(f"the states of {variable.name} overlap; give disjoint intervals.")
     intervals: list[Interval | None] = list(states)
     if len(states) == 1:
-        intervals, inside = [*states, None], [*inside, ~inside[0]]
-    weights = [float(ensemble.weights[rows].sum()) for rows in inside]
+        intervals, members = [*states, None], [*members, ~members[0]]
+    weights = [float(ensemble.weights[rows].sum()) for rows in members]
     zero = int(np.argmax(weights)) if relative_to is None else range(len(intervals))[relative_to]
     found = []
-    for k, (interval, rows) in enumerate(zip(intervals, inside, strict=True)):
+    for k, (interval, rows) in enumerate(zip(intervals, members, strict=True)):
         if k == zero:
             found.append(StateRow(interval, weights[k], int(rows.sum())))
             continue
         pair = [interval] if intervals[zero] is None else [interval, intervals[zero]]
-        try:
-            estimate, reason = delta_f(ensemble, variable, states=pair), ""
-        except ValueError as error:
-            estimate, reason = None, str(error)
-        theirs = None
-        if reference is not None:
-            try:
-                theirs = delta_f(reference[0], reference[1], states=pair)
-            except ValueError as error:
-                reason = reason or f"reference: {error}"
+        estimate, reason = _delta_f(ensemble, variable, pair)
+        theirs, why = (None, "") if reference is None else _delta_f(*reference, pair)
+        reason = "; ".join(text for text in (reason, f"reference: {why}" if why else "") if text)
         found.append(StateRow(interval, weights[k], int(rows.sum()), estimate, theirs, reason))
     return found
 
 
-def _members(variable: CollectiveVariable, state: Interval) -> np.ndarray:
-    from boltzflow.analysis.free_energy import _inside
-
-    return _inside(variable, *state)
+def _delta_f(
+    ensemble: Ensemble, variable: CollectiveVariable, states: Sequence[Interval]
+) -> tuple[Estimate | None, str]:
+    """The estimate, or None and why there is none."""
+    try:
+        return delta_f(ensemble, variable, states=states), ""
+    except LowOverlapError as error:
+        if "no weight" in str(error):
+            return None, "no sample with a weight is in one of the states"
+        return None, str(error).partition(": ")[2]
+    except ValueError as error:
+        return None, str(error)

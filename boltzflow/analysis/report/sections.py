@@ -19,6 +19,9 @@ from boltzflow.ensemble import Ensemble
 
 __all__ = ["conformer_section", "map_section", "profile_section", "weight_section"]
 
+UNRESOLVED = 0.7
+"""Standard error in kT, of two visits or so, from which on the height of a bin is unknown."""
+
 Variables = Mapping[str, CollectiveVariable]
 
 
@@ -111,6 +114,7 @@ def weight_section(ensemble: Ensemble, reference: Ensemble | None) -> dict[str, 
             alt="Histogram of the logarithm of the weights over samples and over weight",
             caption="Where the two curves lie far apart, few samples carry the weight.",
             name="weights",
+            size=(3.5, 2.9),
         ),
         as_svg(
             lambda ax: plots.weight_tail(ensemble, ax=ax),
@@ -118,12 +122,14 @@ def weight_section(ensemble: Ensemble, reference: Ensemble | None) -> dict[str, 
             caption="Tail of the weights with the fitted generalised Pareto distribution; the dotted line is where it "
             "begins.",
             name="tail",
+            size=(3.5, 2.9),
         ),
         as_svg(
             lambda ax: plots.ess_curve(ensemble, ax=ax),
             alt="Effective sample size per sample over the number of samples",
             caption="Effective share of the first n samples. A fall by steps shows single samples that take over.",
             name="ess",
+            size=(3.5, 2.9),
         ),
     ]
     return {"energies": [energies], "weights": weights}
@@ -173,8 +179,9 @@ def profile_section(
         def draw(ax: Any, curves=curves) -> None:
             for label, curve in curves:
                 plots.free_energy_profile(curve, ax=ax, label=label, **plots.line_style(label))
-            highest = max(float(np.nanmax(curve.free_energy)) for _, curve in curves)
-            ax.set_ylim(-0.3, 1.08 * highest + 0.5)
+            # single samples of tiny weight may be very high, and would press everything else to the floor
+            known = [curve.free_energy[curve.error < UNRESOLVED] for _, curve in curves]
+            ax.set_ylim(-0.3, 1.1 * max((float(f.max()) for f in known if f.size), default=10.0) + 1.0)
 
         picture = as_svg(
             draw,
@@ -192,7 +199,7 @@ def profile_section(
             if basins:
                 rows = state_rows(ensemble, variable, basins, reference=other, relative_to=None)
             else:
-                remark = "One basin only: no barrier of 1 kT that the error bars can tell from noise."
+                remark = "One basin only: no barrier of 1 kT or more that is told from noise."
         cells = state_cells(rows, variable)
         blocks.append(ProfileBlock(shown.name, shown.spec, picture, cells, found=not given, remark=remark))
     return blocks
