@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 import numpy as np
+import torch
 
 from boltzflow.errors import FormatError
 from boltzflow.preparation.checks import atom_name, fragments
@@ -160,7 +161,7 @@ def restrain(source: Source, *, radius: float | None) -> None:
     force.setName("FlatBottomRestraint")
     force.addPerBondParameter("k")
     force.addPerBondParameter("r0")
-    for a, b in fragment_links(len(atoms), bonds, elements=elements, positions=source.positions):
+    for a, b in fragment_links(len(atoms), bonds, elements=elements, positions=torch.from_numpy(source.positions)):
         distance = float(np.linalg.norm(source.positions[a] - source.positions[b]))
         if radius is not None and distance > radius:
             raise FormatError(
@@ -171,7 +172,6 @@ def restrain(source: Source, *, radius: float | None) -> None:
         force.addBond(a, b, [RESTRAINT_CONSTANT, r0])
         source.note(
             f"flat-bottom restraint between {atom_name(atoms[a])} and {atom_name(atoms[b])}: zero up to {r0:g} nm, "
-            "then "
-            f"½·{RESTRAINT_CONSTANT:g} kJ/mol/nm²·(r − {r0:g} nm)²"
+            f"then ½·{RESTRAINT_CONSTANT:g} kJ/mol/nm²·(r − {r0:g} nm)²"
         )
     source.system.addForce(force)

@@ -15,6 +15,7 @@ from boltzflow.targets.molecule import as_temperature
 __all__ = [
     "atom_name",
     "check_agreement",
+    "check_hands",
     "check_positions",
     "check_relaxed",
     "check_supported",
@@ -31,6 +32,8 @@ COINCIDENT = 0.02
 
 LONGEST_BOND = 0.3
 """A bond that is longer joins residues between which others are missing, nm."""
+
+_REMEDY = "atoms overlap, or chains pierce rings, in the input; give a better structure, or rebuild it with pdbfixer."
 
 _GAS_CONSTANTS = {"kJ/mol": 0.00831446261815324, "kcal/mol": 0.00198720425864083}
 
@@ -93,8 +96,8 @@ def read_temperature(value: Any) -> float:
     if COLDEST <= kelvin <= HOTTEST:
         return kelvin
     raise UnitError(
-        f"temperature {value!r}: {kelvin:g} K is outside {COLDEST:g} to {HOTTEST:g} K{_likely(kelvin)}; "
-        "give kelvin, such as 300."
+        f"temperature {value!r}: {kelvin:g} K is outside {COLDEST:g} to {HOTTEST:g} K{_likely(kelvin)}; give kelvin, "
+        "such as 300."
     )
 
 
@@ -131,8 +134,8 @@ def check_positions(topology: Any, positions: np.ndarray) -> None:
     wrong = [atom_name(atoms[k]) for k in np.flatnonzero(~np.isfinite(positions).all(1))]
     if wrong:
         raise FormatError(
-            f"coordinates: {len(wrong)} of {len(atoms)} atoms have no finite position ({listed(wrong)}); "
-            "repair the file, or remove these atoms and let pdbfixer rebuild them."
+            f"coordinates: {len(wrong)} of {len(atoms)} atoms have no finite position ({listed(wrong)}); repair the "
+            "file, or remove these atoms and let pdbfixer rebuild them."
         )
     if len(atoms) > 1 and not positions.any():
         raise FormatError("coordinates: all atoms are at the origin; the file holds no structure, give one that does.")
@@ -141,8 +144,7 @@ def check_positions(topology: Any, positions: np.ndarray) -> None:
         names = [f"{atom_name(atoms[a])} and {atom_name(atoms[b])}" for a, b in pairs]
         raise FormatError(
             f"coordinates: {len(pairs)} pairs of atoms at the same place, within {COINCIDENT} nm: "
-            f"{listed(names, most=3)}; "
-            "a molecule may be in the file twice: remove the copy, or move the atoms apart."
+            f"{listed(names, most=3)}; a molecule may be in the file twice: remove the copy, or move the atoms apart."
         )
     lengths = [(float(np.linalg.norm(positions[b[0].index] - positions[b[1].index])), b) for b in topology.bonds()]
     long = [
@@ -151,9 +153,8 @@ def check_positions(topology: Any, positions: np.ndarray) -> None:
     if long:
         raise FormatError(
             f"coordinates: {len(long)} bonds longer than {LONGEST_BOND} nm: {listed(long, most=3)}. Either residues "
-            "are missing "
-            "there (add them with pdbfixer, or end the chain with a TER record and cap it), or lengths are not in the "
-            "unit of the format."
+            "are missing there (add them with pdbfixer, or end the chain with a TER record and cap it), or lengths "
+            "are not in the unit of the format."
         )
 
 
@@ -173,24 +174,21 @@ def check_supported(topology: Any, system: Any) -> None:
         found = [names[k] if k < len(names) else f"particle {k}" for k in virtual]
         raise UnsupportedForceError(
             f"system: {len(virtual)} virtual sites ({listed(found)}), which have no coordinates of their own and are "
-            "not "
-            "supported; use a force field without them (for water a three-site model)."
+            "not supported; use a force field without them (for water a three-site model)."
         )
     if system.usesPeriodicBoundaryConditions():
         box = "" if topology.getPeriodicBoxVectors() is not None else " (and the topology has no box)"
         raise UnsupportedForceError(
             f"system: uses periodic boundary conditions{box}. Only molecules in infinite space, in vacuum or implicit "
             "solvent, are supported: make the System with nonbondedMethod=NoCutoff and an implicit-solvent force "
-            "field, "
-            "or simulate with OpenMM itself."
+            "field, or simulate with OpenMM itself."
         )
     n_constraints = system.getNumConstraints()
     if n_constraints:
         a, b, _ = system.getConstraintParameters(0)
         raise UnsupportedForceError(
             f"system: {n_constraints} constraints (the first between {names[a]} and {names[b]}), but all degrees of "
-            "freedom "
-            "must be flexible; make the System with constraints=None, rigidWater=False."
+            "freedom must be flexible; make the System with constraints=None, rigidWater=False."
         )
 
 
@@ -215,8 +213,8 @@ def check_agreement(topology: Any, system: Any) -> str | None:
     atoms = list(topology.atoms())
     if len(atoms) != system.getNumParticles():
         raise FormatError(
-            f"system: {system.getNumParticles()} particles, but the topology has {len(atoms)} atoms; give the PDB file "
-            "that the System was made from, with all hydrogens."
+            f"system: {system.getNumParticles()} particles, but the topology has {len(atoms)} atoms; give the PDB "
+            "file that the System was made from, with all hydrogens."
         )
     masses = [system.getParticleMass(k).value_in_unit(unit.dalton) for k in range(len(atoms))]
     expected = [a.element.mass.value_in_unit(unit.dalton) if a.element is not None else 0.0 for a in atoms]
@@ -237,16 +235,14 @@ def check_agreement(topology: Any, system: Any) -> str | None:
         names = [f"{atom_name(atoms[a])} to {atom_name(atoms[b])}" for a, b in foreign]
         raise FormatError(
             f"system: {len(foreign)} bonds that the topology does not have: {listed(names, most=3)}; add CONECT "
-            "records for "
-            "them to the PDB file, or give the topology that the System was made from."
+            "records for them to the PDB file, or give the topology that the System was made from."
         )
     absent = sorted(in_topology - in_system) if in_system else []
     if absent:
         names = [f"{atom_name(atoms[a])} to {atom_name(atoms[b])}" for a, b in absent]
         raise FormatError(
             f"topology: {len(absent)} bonds for which the System has no bond term: {listed(names, most=3)}; the order "
-            "of the "
-            "atoms may differ: give the topology that the System was made from."
+            "of the atoms may differ: give the topology that the System was made from."
         )
     return note
 
@@ -273,11 +269,35 @@ def _check_masses(atoms: list[Any], masses: list[float], expected: list[float], 
     k = off[0]
     raise FormatError(
         f"system: {len(off)} masses do not belong to the elements of the topology, the first is {atom_name(atoms[k])} "
-        "with "
-        f"{masses[k]:.3f} instead of {expected[k]:.3f} Da; the order of the atoms may differ: give the topology that "
-        "the "
-        "System was made from."
+        f"with {masses[k]:.3f} instead of {expected[k]:.3f} Da; the order of the atoms may differ: give the topology "
+        "that the System was made from."
     )
+
+
+def check_hands(topology: Any, before: np.ndarray, after: np.ndarray) -> None:
+    """Refuse a minimised structure in which a stereo-centre has changed its hand.
+
+    Args:
+        topology: The `openmm.app.Topology`.
+        before: (n_atoms, 3) nm, as given.
+        after: (n_atoms, 3) nm, minimised.
+
+    Raises:
+        FormatError: If one did.
+    """
+    from boltzflow.coordinates.graph import colour_classes, neighbour_lists
+
+    atoms = list(topology.atoms())
+    around = neighbour_lists(len(atoms), [(a.index, b.index) for a, b in topology.bonds()])
+    colours = colour_classes([atom.element.atomic_number for atom in atoms], around)
+    inverted = []
+    for centre, neighbours in enumerate(around):
+        if len(neighbours) == 4 == len({colours[k] for k in neighbours}):
+            volumes = [np.linalg.det(x[neighbours[:3]] - x[centre]) for x in (before, after)]
+            if volumes[0] * volumes[1] < 0:
+                inverted.append(atom_name(atoms[centre]))
+    if inverted:
+        raise FormatError(f"minimisation: inverts the stereo-centres {listed(inverted)}: {_REMEDY}")
 
 
 def check_relaxed(topology: Any, system: Any, positions: np.ndarray, energy: float, forces: np.ndarray) -> None:
@@ -294,11 +314,8 @@ def check_relaxed(topology: Any, system: Any, positions: np.ndarray, energy: flo
         FormatError: If the energy is not finite, a bond is far from its length, or a force is large.
     """
     atoms = list(topology.atoms())
-    remedy = (
-        "atoms overlap, or chains pierce rings, in the input: give a better structure, or rebuild it with pdbfixer."
-    )
     if not (math.isfinite(energy) and np.isfinite(forces).all()):
-        raise FormatError(f"minimisation: the energy is {energy:g} kJ/mol or a force is not finite; {remedy}")
+        raise FormatError(f"minimisation: the energy is {energy:g} kJ/mol or a force is not finite; {_REMEDY}")
     strained = []
     for force in system.getForces():
         if type(force).__name__ == "HarmonicBondForce":
@@ -310,12 +327,11 @@ def check_relaxed(topology: Any, system: Any, positions: np.ndarray, energy: flo
                         f"{atom_name(atoms[a])} to {atom_name(atoms[b])} ({found:.3f} for {length._value:.3f} nm)"
                     )
     if strained:
-        raise FormatError(f"minimisation: {len(strained)} bonds stay strained: {listed(strained, most=3)}; {remedy}")
+        raise FormatError(f"minimisation: {len(strained)} bonds stay strained: {listed(strained, most=3)}; {_REMEDY}")
     sizes = np.linalg.norm(forces, axis=1)
     if sizes.max() > 1000.0:
         worst = int(sizes.argmax())
         raise FormatError(
             f"minimisation: does not converge, the force on {atom_name(atoms[worst])} is still {sizes[worst]:.0f} "
-            "kJ/mol/nm; "
-            f"{remedy}"
+            f"kJ/mol/nm; {_REMEDY}"
         )

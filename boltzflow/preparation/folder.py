@@ -139,10 +139,9 @@ def verify_topology(topology: Any, found: Any) -> None:
         off = [" to ".join(names[k] for k in sorted(pair)) for pair in bonds ^ bonds_read if max(pair) < len(names)]
         raise FormatError(
             f"topology.pdb: {len(written)} atoms and {len(bonds)} bonds were written, {len(read)} and "
-            f"{len(bonds_read)} are read "
-            f"back; they differ in {', '.join(sorted(off)[:3]) or 'elements or residues'}. Give residues names of at "
-            "most three and "
-            "atoms of at most four characters that PDB readers do not take for standard residues."
+            f"{len(bonds_read)} are read back; they differ in {', '.join(sorted(off)[:3]) or 'elements or residues'}. "
+            "Give residues names of at most three and atoms of at most four characters that PDB readers do not take "
+            "for standard residues."
         )
 
 

@@ -15,6 +15,7 @@ from boltzflow.io.provenance import package_versions
 from boltzflow.preparation.build import add_bonds, add_hydrogens, build_system, minimise, restrain
 from boltzflow.preparation.checks import (
     check_agreement,
+    check_hands,
     check_positions,
     check_relaxed,
     check_supported,
@@ -161,8 +162,7 @@ def _which(**given: Any) -> str:
         hint = "; system needs pdb for topology and positions" if names == ["system"] else ""
         raise FormatError(
             "input: expected exactly one of pdb, prmtop (with inpcrd), psf (with parameters and coordinates), system "
-            "(with pdb) "
-            f"or sequence, {found}{hint}."
+            f"(with pdb) or sequence, {found}{hint}."
         )
     return names[0]
 
@@ -212,14 +212,17 @@ def _complete(source: Source, field: Any, files: list[str], *, remove: bool, hyd
         add_hydrogens(source, field, ph=ph)
     source.system = build_system(source.topology, field)
     source.definition = " + ".join(files)
+    source.files += [Path(file) for file in files if Path(file).is_file()]
     if not any("GB" in type(force).__name__ for force in source.system.getForces()):
         source.note("no implicit solvent: the molecule is in vacuum")
 
 
 def _minimise(source: Source) -> None:
-    before, after, source.positions, forces = minimise(source.system, source.positions)
+    start = source.positions
+    before, after, source.positions, forces = minimise(source.system, start)
     source.note(f"energy-minimised from {before:.4g} to {after:.4g} kJ/mol")
     check_relaxed(source.topology, source.system, source.positions, after, forces)
+    check_hands(source.topology, start, source.positions)
 
 
 def _write(temporary: Path, folder: Path, source: Source, kelvin: float, *, command: str) -> None:

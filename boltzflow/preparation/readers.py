@@ -139,8 +139,7 @@ def _check_pdb(path: Path, text: str) -> int:
         except ValueError:
             raise FormatError(
                 f"{path}, line {number}: no coordinates in columns 31-54 of {line.strip()[:60]!r}; the file is "
-                "truncated or "
-                "damaged, get it again."
+                "truncated or damaged, get it again."
             ) from None
         places.setdefault(line[12:16] + line[21:27], set()).add(line[16])
     if not n_atoms:

@@ -3,10 +3,12 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.preparation.readers import Source
 
-__all__ = ["check_solvent", "remove_solvent", "solvent_counts"]
+__all__ = ["check_solvent", "remove_solvent", "solvent_counts", "solvent_kind"]
 
 MOST_WATERS = 10
 """More water molecules than this are taken for explicit solvent."""
@@ -35,8 +37,12 @@ _ION_ELEMENTS = {
 }
 
 
-def _kind(residue: Any) -> str | None:
-    """What a residue is: water, the symbol of a free ion, or None."""
+def solvent_kind(residue: Any) -> str | None:
+    """What a residue is: "water", the symbol of a free ion, or None.
+
+    Args:
+        residue: Of an `openmm.app.Topology`.
+    """
     symbols = sorted(atom.element.symbol for atom in residue.atoms() if atom.element is not None)
     if symbols in (["H", "H", "O"], ["O"]) and not any(True for _ in residue.external_bonds()):
         return "water"
@@ -51,7 +57,7 @@ def solvent_counts(topology: Any) -> Counter:
     Args:
         topology: An `openmm.app.Topology`.
     """
-    return Counter(kind for residue in topology.residues() if (kind := _kind(residue)) is not None)
+    return Counter(kind for residue in topology.residues() if (kind := solvent_kind(residue)) is not None)
 
 
 def remove_solvent(source: Source) -> None:
@@ -67,17 +73,10 @@ def remove_solvent(source: Source) -> None:
         source.note("no water and no free ions to remove")
         return
     model = app.Modeller(source.topology, source.positions * unit.nanometer)
-    model.delete([residue for residue in source.topology.residues() if _kind(residue) is not None])
+    model.delete([residue for residue in source.topology.residues() if solvent_kind(residue) is not None])
     source.topology = model.topology
-    source.positions = source.positions[:0] if not len(model.positions) else _plain(model.positions)
+    source.positions = np.array([p.value_in_unit(unit.nanometer) for p in model.positions]).reshape(-1, 3)
     source.note("removed " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
-
-
-def _plain(positions: Any) -> Any:
-    import numpy as np
-    from openmm import unit
-
-    return np.array(positions.value_in_unit(unit.nanometer), dtype=np.float64)
 
 
 def check_solvent(source: Source) -> None:
@@ -98,6 +97,5 @@ def check_solvent(source: Source) -> None:
         )
         raise UnsupportedForceError(
             f"{n_waters} water molecules: explicit solvent is not supported, only molecules in vacuum or implicit "
-            "solvent; "
-            f"{remedy}, or simulate with OpenMM itself."
+            f"solvent; {remedy}, or simulate with OpenMM itself."
         )

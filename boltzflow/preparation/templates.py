@@ -7,8 +7,11 @@ from typing import Any, NoReturn
 
 from boltzflow.errors import FormatError, nearest
 from boltzflow.preparation.checks import listed
+from boltzflow.preparation.solvent import solvent_kind
 
 __all__ = ["explain_residues"]
+
+_SITE = "virtual site"
 
 # Templates that a residue of some name may match: the protonation states, besides ends such as NALA and CALA.
 _VARIANTS = {
@@ -31,7 +34,7 @@ class _Difference:
     extra: tuple[str, ...]
     missing_hydrogens: tuple[str, ...]
     extra_hydrogens: tuple[str, ...]
-    ends: int
+    ends: tuple[str, ...]
     bonds: tuple[str, ...]
 
     @property
@@ -39,7 +42,7 @@ class _Difference:
         """Small for close templates: bonds to other residues and heavy atoms, then hydrogens, then bonds."""
         heavy = len(self.missing) + len(self.extra)
         hydrogens = len(self.missing_hydrogens) + len(self.extra_hydrogens)
-        return (heavy + 2 * abs(self.ends), hydrogens, len(self.bonds))
+        return (heavy + 2 * len(self.ends), hydrogens, len(self.bonds))
 
 
 def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only: bool = False) -> NoReturn:
@@ -61,8 +64,7 @@ def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only
     if "Multiple non-identical" in message:
         raise FormatError(
             f"force field: it has rival templates: {' '.join(message.split())} Choose another --forcefield, or a copy "
-            "of "
-            "the XML without the templates that are not meant."
+            "of the XML without the templates that are not meant."
         ) from None
     named = re.search(r"(?:residue |within topology )(\d+)", message)
     if named is None or "emplate" not in message:
@@ -72,9 +74,16 @@ def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only
     for residue in topology.residues():
         if residue.index in unmatched:
             difference = _closest(residue, forcefield)
-            if any(difference.cost) or residue.index == int(named[1]):
+            fault = difference.cost[0] or (not heavy_only and any(difference.cost))
+            if fault or residue.index == int(named[1]):
                 found.append((residue, difference))
     # of force fields that patch the ends of chains, residues can match although no template is the same
+    sites = [f"{_name(r)} of template {d.template}" for r, d in found if _SITE in d.missing]
+    if sites:
+        raise FormatError(
+            f"virtual sites: {listed(sites)} needs them, and they are not supported; use a force field without them "
+            "(for water a three-site model)."
+        ) from None
     lacking = [
         f"{_name(r)} lacks {listed(list(d.missing))} of template {d.template}"
         for r, d in found
@@ -90,25 +99,27 @@ def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only
     foreign = [(r, d) for r, d in found if d.extra or d.missing]
     if foreign:
         described = [f"{_name(r)}: {_describe(d)}" for r, d in foreign]
-        waters = any(r.name == "HOH" for r, _ in foreign)
+        solvent = any(solvent_kind(r) for r, _ in foreign)
         raise FormatError(
             f"no template in the force field for {len(foreign)} residues: {listed(described, most=3)}. "
-            + ("Take waters and ions out with --remove-solvent, or add" if waters else "Add")
-            + " --forcefield with an OpenMM XML that defines them (for a ligand, from openmmforcefields or OpenFF), or "
-            "rename the residue."
+            + (
+                "Take waters and ions out with --remove-solvent, or add the --forcefield XML of their model (with "
+                "Amber amber14/tip3p.xml)."
+                if solvent
+                else "Add a --forcefield XML that defines them (for a ligand, from openmmforcefields or OpenFF), or "
+                "take them out of the file."
+            )
         ) from None
     hydrogens = [f"{_name(r)} lacks {listed(list(d.missing_hydrogens))}" for r, d in found if d.missing_hydrogens]
     if hydrogens and not heavy_only:
         raise FormatError(
             f"missing hydrogens in {len(hydrogens)} residues: {listed(hydrogens, most=3)}; add them with "
-            "--add-hydrogens "
-            "(and --ph). It knows standard residues; those of a ligand have to be in the file."
+            "--add-hydrogens (and --ph). It knows standard residues; those of a ligand have to be in the file."
         ) from None
     described = [f"{_name(r)}: {_describe(d)}" for r, d in found]
     raise FormatError(
         f"no template in the force field for {len(found)} residues: {listed(described, most=3)}. Correct the bonds "
-        "(CONECT "
-        f"records for residues that are not standard, TER records between chains) or the atoms. OpenMM says: "
+        "(CONECT records for residues that are not standard, TER records between chains) or the atoms. OpenMM says: "
         f"{' '.join(message.split('  For more')[0].split())}"
     ) from None
 
@@ -129,8 +140,7 @@ def _describe(difference: _Difference) -> str:
         if atoms:
             parts.append(f"{word} {listed(list(atoms))}")
     if difference.ends:
-        number = f"{abs(difference.ends)} {'fewer' if difference.ends < 0 else 'more'}"
-        parts.append(f"has {number} bond{'s' if abs(difference.ends) > 1 else ''} to other residues")
+        parts.append(listed(list(difference.ends)))
     if difference.bonds:
         parts.append(listed(list(difference.bonds)))
     return f"closest template {difference.template}, " + (" and ".join(parts) or "from which the bonds differ")
@@ -156,18 +166,26 @@ def _same_name(residue: Any, forcefield: Any) -> list[str]:
 
 
 def _compare(residue: Any, template: Any) -> _Difference:
-    has = [(a.name, a.element.symbol if a.element is not None else "") for a in residue.atoms()]
-    wants = [(a.name, a.element.symbol if a.element is not None else "") for a in template.atoms]
+    has, wants = ([(a.name, a.element.symbol) if a.element is not None else (_SITE, _SITE) for a in atoms]
+                  for atoms in (residue.atoms(), template.atoms))  # fmt: skip
     count, wanted = Counter(symbol for _, symbol in has), Counter(symbol for _, symbol in wants)
     missing = {h: tuple(_names(wants, has, wanted - count, hydrogen=h)) for h in (False, True)}
     extra = {h: tuple(_names(has, wants, count - wanted, hydrogen=h)) for h in (False, True)}
-    ends = sum(1 for _ in residue.external_bonds()) - len(template.externalBonds)
+    ends = _end_difference(residue, template)
     bonds: tuple[str, ...] = ()
     if count == wanted:
         bonds = _bond_difference(residue, template)
     n_heavy = sum(n for symbol, n in count.items() if symbol != "H")
     similar = 2 * (len(missing[False]) + len(extra[False])) <= n_heavy
     return _Difference(template.name, similar, missing[False], extra[False], missing[True], extra[True], ends, bonds)
+
+
+def _end_difference(residue: Any, template: Any) -> tuple[str, ...]:
+    inside = {atom.index for atom in residue.atoms()}
+    has = Counter(a.name if a.index in inside else b.name for a, b in residue.external_bonds())
+    wants = Counter(template.atoms[k].name for k in template.externalBonds)
+    lacks = [f"lacks a bond from {name} to another residue" for name in (wants - has).elements()]
+    return tuple(lacks + [f"has a bond from {name} to another residue in excess" for name in (has - wants).elements()])
 
 
 def _names(ours: list, theirs: list, surplus: Counter, *, hydrogen: bool) -> list[str]:
