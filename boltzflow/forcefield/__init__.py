@@ -1,9 +1,9 @@
 """An openmm.System as a batched, differentiable torch potential, and OpenMM itself behind the same face."""
 
-from boltzflow.forcefield import custom_gb as custom_gb
 from boltzflow.forcefield.cmap_torsion import CMAPTorsions
 from boltzflow.forcefield.compiled import CompiledForceField
 from boltzflow.forcefield.custom_bonds import CustomBonds
+from boltzflow.forcefield.custom_generalized_born import CustomGeneralizedBorn
 from boltzflow.forcefield.custom_nonbonded import CustomPairs
 from boltzflow.forcefield.generalized_born import GeneralizedBorn
 from boltzflow.forcefield.harmonic_angle import HarmonicAngles
@@ -21,6 +21,7 @@ __all__ = [
     "CMAPTorsions",
     "CompiledForceField",
     "CustomBonds",
+    "CustomGeneralizedBorn",
     "CustomPairs",
     "ForceField",
     "GeneralizedBorn",

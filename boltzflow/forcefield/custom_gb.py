@@ -1,16 +1,15 @@
 """Recognises the CustomGBForce that openmm.app builds for the OBC1 and OBC2 implicit solvents."""
 
+import math
 import re
 from typing import Any
 
 import torch
 
-from boltzflow.errors import UnsupportedForceError
 from boltzflow.forcefield.generalized_born import DIELECTRIC_OFFSET, OBC1, OBC2, PROBE_RADIUS, GeneralizedBorn
-from boltzflow.forcefield.registry import register_force, tensor
-from boltzflow.forcefield.term import Term
+from boltzflow.forcefield.registry import tensor
 
-__all__: list[str] = []
+__all__ = ["recognise"]
 
 # The expressions of openmm/app/internal/customgbforces.py, without blanks. A CustomGBForce is arbitrary code, so only
 # an exact match may be taken for the model of that name.
@@ -32,38 +31,41 @@ _SURFACE = re.compile(rf"([0-9.]+)\*\(radius\+{PROBE_RADIUS}\)\^2\*\(radius/B\)\
 def _parse(expression: str) -> tuple[str, dict[str, str]]:
     """Split an expression into its head and its definitions, blanks removed."""
     head, *rest = ["".join(part.split()) for part in expression.split(";")]
-    return head, dict(part.split("=", 1) for part in rest if part)
+    return head, dict(part.partition("=")[::2] for part in rest if part)
 
 
-def _unknown(what: str, expression: str) -> UnsupportedForceError:
-    return UnsupportedForceError(
-        f"{what} {expression!r} is none of those of OBC1 and OBC2 (no cutoff, no salt) in openmm.app; "
-        "use the openmm back-end"
-    )
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
-@register_force("CustomGBForce")
-def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
+def recognise(force: Any, dtype: torch.dtype) -> GeneralizedBorn | None:
+    """Return the OBC term of a CustomGBForce that openmm.app built for it, without cutoff or salt, and None for others.
+
+    Args:
+        force: an openmm.CustomGBForce.
+        dtype: of the parameters.
+    """
     if force.getNonbondedMethod() != force.NoCutoff:
-        raise UnsupportedForceError(
-            "a cutoff is not known; create the System with nonbondedMethod=NoCutoff, or use the openmm back-end"
-        )
+        return None
     names = [force.getPerParticleParameterName(k) for k in range(force.getNumPerParticleParameters())]
     if names != ["charge", "or", "sr"] or force.getNumGlobalParameters() or force.getNumTabulatedFunctions():
-        raise _unknown("the parameters", ", ".join(names))
+        return None
 
     values = [force.getComputedValueParameters(k) for k in range(force.getNumComputedValues())]
     if [(name, kind) for name, _, kind in values] != [
         ("I", force.ParticlePairNoExclusions),
         ("B", force.SingleParticle),
     ]:
-        raise _unknown("the computed values", str([name for name, _, _ in values]))
+        return None
     if _parse(values[0][1]) != _INTEGRAL:
-        raise _unknown("the computed value", values[0][1])
+        return None
     head, definitions = _parse(values[1][1])
     offset = {"psi": "I*or", "radius": "or+offset", "offset": str(DIELECTRIC_OFFSET)}
     if head not in _BORN or definitions != offset:
-        raise _unknown("the computed value", values[1][1])
+        return None
     alpha, beta, gamma = _BORN[head]
 
     prefactor, surface, seen = None, 0.0, []
@@ -71,11 +73,13 @@ def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
         expression, kind = force.getEnergyTermParameters(k)
         head, definitions = _parse(expression)
         constants = {
-            key: float(definitions.pop(key, "nan"))
+            key: _number(definitions.pop(key, ""))
             for key in ("solventDielectric", "soluteDielectric", "kappa", "offset")
         }
-        if constants["kappa"] != 0 or abs(constants["offset"] - DIELECTRIC_OFFSET) > 1e-12:
-            raise _unknown("the energy term", expression)
+        if constants["kappa"] != 0 or not math.isclose(constants["offset"], DIELECTRIC_OFFSET, rel_tol=1e-9):
+            return None
+        if not constants["solventDielectric"] > 0 or not constants["soluteDielectric"] > 0:
+            return None
         prefactor = _COULOMB * (1 / constants["soluteDielectric"] - 1 / constants["solventDielectric"])
         match = _SURFACE.fullmatch(head)
         if match and (kind, definitions) == (force.SingleParticle, {"radius": "or+offset"}):
@@ -85,11 +89,11 @@ def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
         ):  # fmt: skip
             seen.append((head, prefactor))
         else:
-            raise _unknown("the energy term", expression)
+            return None
     if sorted(seen) != sorted([(_SELF, prefactor), (_PAIR, prefactor)]):
-        raise _unknown("the energy terms", str([head for head, _ in seen]))
+        return None
 
-    particles = tensor([force.getParticleParameters(k) for k in range(system.getNumParticles())], torch.float64, (3,))
+    particles = tensor([force.getParticleParameters(k) for k in range(force.getNumParticles())], torch.float64, (3,))
     charge, offset_radius, scaled_radius = particles.T
     return GeneralizedBorn(
         charge=charge.to(dtype),

@@ -1,5 +1,7 @@
 """CustomNonbondedForce against OpenMM: parity, derivatives, storage, tables, and what is refused."""
 
+import copy
+
 import openmm
 import pytest
 import torch
@@ -14,7 +16,7 @@ def _system(force: openmm.Force) -> openmm.System:
     system = openmm.System()
     for _ in range(N_ATOMS):
         system.addParticle(1.0)
-    system.addForce(force)
+    system.addForce(copy.deepcopy(force))
     return system
 
 
