@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 import boltzflow
-from boltzflow.cli import analyze, sample, simulate, systems, train  # noqa: F401
+from boltzflow.cli import analyze, free_energy, sample, simulate, systems, train  # noqa: F401
 from boltzflow.cli.app import app
 from boltzflow.ensemble import Ensemble
 from boltzflow.io.checkpoint import load_checkpoint

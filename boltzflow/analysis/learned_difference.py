@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -179,6 +180,7 @@ def by_generator(
     ends: Sequence[Target],
     kernels: Sequence[MetropolisKernel],
     *,
+    checkpoints: Sequence[str | os.PathLike | None],
     required: bool,
     n: int,
     seconds: float,
@@ -190,6 +192,7 @@ def by_generator(
         systems: A and B.
         ends: Their Targets, in one sector.
         kernels: For annealing.
+        checkpoints: Of generators of A and of B; None = what ships or lies with the system.
         required: Whether to raise rather than to return None where there is no generator, or its weights are of no use.
         n: Samples.
         seconds: At most, about.
@@ -198,7 +201,8 @@ def by_generator(
     Raises:
         LowOverlapError: See `required`.
     """
-    own = next((k for k, system in enumerate(systems) if system.checkpoint_path is not None), None)
+    files = [file or system.checkpoint_path for file, system in zip(checkpoints, systems, strict=True)]
+    own = next((k for k, file in enumerate(files) if file is not None), None)
     names = f"{ends[0].name} -> {ends[1].name}"
     if own is None:
         if not required:
@@ -208,7 +212,7 @@ def by_generator(
         )
     began = time.perf_counter()
     near, far = ends[own], ends[1 - own]
-    generator = systems[own].load_generator()
+    generator = systems[own].load_generator(checkpoint=files[own])
     pilot, tuning = (generator.sample(min(n, PILOT), near, seed=seed + k) for k in (0, 1))
     spent = Ledger.from_dict(pilot.provenance.ledger)
     spent.merge(Ledger.from_dict(tuning.provenance.ledger))

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,6 +48,7 @@ def system_difference(
     minutes: float | None = None,
     start: State | None = None,
     kernels: Sequence[MetropolisKernel] | None = None,
+    checkpoints: Sequence[str | os.PathLike | None] = (None, None),
     lambdas: Sequence[float] | None = None,
     n_chains: int = 32,
     max_temperature: float = 1.8,
@@ -72,6 +74,7 @@ def system_difference(
         minutes: Stop sampling after this time, with fewer samples; None = no limit.
         start: For Targets: one row, or one per ladder.
         kernels: For Targets: kernels that sample them; default for Systems: HMC and torsion moves.
+        checkpoints: For Systems: of generators of A and of B; None = what ships or lies with the system.
         lambdas: For "mbar": the states instead of those that are found, from 0 to 1.
         n_chains: Independent ladders.
         max_temperature: Of hot states of A at the end of every ladder, as a multiple of its temperature; 1 = none.
@@ -109,12 +112,23 @@ def system_difference(
             raise ValueError("system_difference: two Targets need start= and kernels=; Systems bring their own.")
         if method == "learned":
             raise ValueError("system_difference: Targets have no generator; give their samples to learned_difference.")
+        if a is b:
+            raise ValueError(f"system_difference: both ends are {a.name}, so the difference is zero.")
         ends = [a, b]
     else:
         *ends, notes = paired_targets(a, b)
         kernels = molecule_kernels(a.bonds, a.elements) if kernels is None else kernels
         if method in ("auto", "learned"):
-            found = by_generator((a, b), ends, kernels, required=method == "learned", n=n, seconds=seconds, seed=seed)
+            found = by_generator(
+                (a, b),
+                ends,
+                kernels,
+                checkpoints=checkpoints,
+                required=method == "learned",
+                n=n,
+                seconds=seconds,
+                seed=seed,
+            )
             if found is not None:
                 return _finished(found, notes, ends, began)
         start = paired_starts(a, b, ends[0], n_chains) if start is None else start

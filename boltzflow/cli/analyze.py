@@ -1,14 +1,12 @@
-"""`boltzflow analyze`, `free-energy` and `reweight`: what an ensemble says."""
+"""`boltzflow analyze` and `reweight`: what an ensemble says."""
 
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from boltzflow.analysis.free_energy import delta_f, free_energy_report, parse_state
-from boltzflow.analysis.observables import collective_variable
 from boltzflow.analysis.reweight import reweight as reweight_ensemble
 from boltzflow.analysis.summary import summary
 from boltzflow.analysis.verdict import HEADLINES, verdict
@@ -19,7 +17,7 @@ from boltzflow.errors import FormatError
 from boltzflow.estimate import Estimate
 from boltzflow.systems import load_system
 
-__all__ = ["analyze", "free_energy", "reweight"]
+__all__ = ["analyze", "reweight"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,35 +40,6 @@ def analyze(
         typer.echo(json.dumps({**found, "verdict": HEADLINES[verdict(found).level]}, indent=2))
         return
     typer.echo("\n".join(_lines(found, ensemble, file)))
-
-
-@command("free-energy")
-def free_energy(
-    file: File,
-    cv: Annotated[str, typer.Option(help="phi, psi, torsion:4,6,8,14, distance:0,5, rg, ...")],
-    state: Annotated[list[str], typer.Option(help="lo:hi, degrees for angles; give it once or twice.")],
-    unit: Annotated[Literal["kT", "kJ/mol", "kcal/mol"], typer.Option(help="Of the answer.")] = "kT",
-    as_json: Json = False,
-) -> None:
-    """Free energy of a state along a collective variable, minus that of a second one or of the rest."""
-    ensemble = Ensemble.load(file)
-    variable = collective_variable(ensemble, cv)
-    states = [parse_state(text, degrees=variable.periodic) for text in state]
-    temperature = ensemble.temperature if unit != "kT" else None
-    found = free_energy_report(ensemble, variable, states=states, unit=unit, temperature=temperature)
-    names = [*state, "rest"] if len(state) == 1 else state
-    for row, name in zip(found["states"], names, strict=True):
-        row["state"] = name
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    estimate = delta_f(ensemble, variable, states=states, unit=unit, temperature=temperature)
-    suffix = "°" if variable.periodic else f" {variable.unit}" if variable.unit else ""
-    words = [name if name == "rest" else f"{name}{suffix}" for name in names]
-    typer.echo(f"F({cv} in {words[0]}) - F({words[1]}) = {estimate}")
-    for row, name in zip(found["states"], words, strict=True):
-        typer.echo(f"  {name:<14} population {row['population']:.4g}, {row['n']} samples")
-    typer.echo(f"  error: {found['method']}")
 
 
 @command("reweight")
