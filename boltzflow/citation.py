@@ -40,6 +40,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "RandomWalkMetropolis": ("metropolis1953",),
     "SplineCoupling": ("durkan2019",),
     "SystematicResampling": ("kitagawa1996", "delmoral2006"),
+    "RigidMove": ("metropolis1953",),
     "TorsionMove": ("metropolis1953",),
     "TriangularAffine": (),
     "circular spline": ("rezende2020",),

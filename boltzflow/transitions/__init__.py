@@ -9,6 +9,7 @@ from boltzflow.transitions.langevin import OverdampedLangevin
 from boltzflow.transitions.mala import MALA
 from boltzflow.transitions.metropolis import MetropolisKernel, RandomWalkMetropolis
 from boltzflow.transitions.resampling import SystematicResampling
+from boltzflow.transitions.rigid_move import RigidMove
 from boltzflow.transitions.swap import swap_neighbours
 from boltzflow.transitions.torsion_move import TorsionAxes, TorsionMove, rotatable_axes
 from boltzflow.transitions.transition import BatchStep, Bijection, DetailedBalance, Transition
@@ -28,6 +29,7 @@ __all__ = [
     "MetropolisKernel",
     "OverdampedLangevin",
     "RandomWalkMetropolis",
+    "RigidMove",
     "SplineCoupling",
     "SystematicResampling",
     "TorsionAxes",

@@ -86,7 +86,7 @@ class InternalToCartesian(Bijection):
         return state.with_fields({"q": q}, {"q": space}, drop=("positions",)), log_det - log_slope - self._log_scale
 
     def _unscaled(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Internal coordinates, log|slope / scale| of the maps of the links in float64, and where these have no image."""
+        """Internal coordinates, log|slope / scale| of the links' maps in float64, and where these have no image."""
         step = q * self.scale
         internal = step + self.mean
         if not self._has_links:

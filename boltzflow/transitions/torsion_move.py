@@ -11,7 +11,7 @@ from boltzflow.run import Run
 from boltzflow.state import State
 from boltzflow.transitions.metropolis import MetropolisKernel, moves_centre
 
-__all__ = ["TorsionAxes", "TorsionMove", "rotatable_axes", "rotate_about_bond"]
+__all__ = ["TorsionAxes", "TorsionMove", "evaluate_moved", "rotatable_axes", "rotate_about_bond"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +118,26 @@ def rotate_about_bond(
     return torch.where(moving[:, :, None], origin + turned, positions)
 
 
+def evaluate_moved(
+    state: State, moved: Float[Tensor, "batch n_atoms 3"], run: Run
+) -> tuple[Float64[Tensor, " batch"], State]:
+    """Return the energy of a proposal and its State, with the force where the State before carries one.
+
+    Args:
+        state: Before the move.
+        moved: Proposed positions; where the space has no translations they are brought back to the centre of `state`.
+        run: Gives the energy.
+    """
+    x = state["positions"]
+    if not moves_centre(state.spaces["positions"]):
+        moved = moved + (x - moved).mean(1, keepdim=True)
+    trial = state.replace(positions=moved)
+    if any(e.force is not None for e in state.evaluations.values()):
+        after, _, trial = run.energy_and_force(trial)
+        return after, trial
+    return run.energy(trial)
+
+
 class TorsionMove(MetropolisKernel):
     """Rotate the smaller side of a molecule about a randomly chosen bond of each row; acts on the field "positions".
 
@@ -177,11 +197,5 @@ class TorsionMove(MetropolisKernel):
         )
         pairs, moving = self._pairs.to(x.device)[row], self._moving.to(x.device)[row]
         moved = rotate_about_bond(x, pairs, moving, angle.to(x.dtype))
-        if not moves_centre(state.spaces["positions"]):
-            moved = moved + (x - moved).mean(1, keepdim=True)
-        trial = state.replace(positions=moved)
-        if any(e.force is not None for e in state.evaluations.values()):
-            after, _, trial = run.energy_and_force(trial)
-        else:
-            after, trial = run.energy(trial)
+        after, trial = evaluate_moved(state, moved, run)
         return trial, before - after

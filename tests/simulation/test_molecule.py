@@ -5,7 +5,8 @@ import torch
 from boltzflow.simulation import ParallelTempering, molecule_kernels, soft_axes
 from boltzflow.systems import load_system
 from boltzflow.transitions.hmc import HMC
-from boltzflow.transitions.torsion_move import rotatable_axes
+from boltzflow.transitions.rigid_move import RigidMove
+from boltzflow.transitions.torsion_move import TorsionMove, rotatable_axes
 
 
 def test_soft_axes_of_alanine_dipeptide_are_phi_and_psi():
@@ -24,6 +25,12 @@ def test_molecules_without_torsions_get_hmc_alone():
 def test_ethane_gets_its_rotor_but_no_soft_axis():
     bonds = [(0, 1), *[(0, k) for k in (2, 3, 4)], *[(1, k) for k in (5, 6, 7)]]
     assert len(molecule_kernels(bonds, [6, 6] + 6 * [1])) == 2
+
+
+def test_several_molecules_move_as_rigid_bodies_too():
+    bonds = [(0, 1), *[(0, k) for k in (2, 3, 4)], *[(1, k) for k in (5, 6, 7)], (8, 9), (8, 10)]
+    kernels = molecule_kernels(bonds, [6, 6] + 6 * [1] + [8, 1, 1])
+    assert [type(k) for k in kernels] == [HMC, TorsionMove, RigidMove]
 
 
 def test_torsion_moves_keep_labels_and_hands_of_the_molecule():
