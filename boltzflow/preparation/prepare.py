@@ -148,7 +148,7 @@ def prepare(
     _minimise(source)
     restrain(source, radius=restraint_radius)
     with new_folder(folder) as temporary:
-        _write(temporary, folder, source, kelvin, command=_command(folder, arguments))
+        _write(temporary, folder, source, kelvin, forcefield=files, command=_command(folder, arguments))
     return load_system(folder)
 
 
@@ -225,7 +225,9 @@ def _minimise(source: Source) -> None:
     check_hands(source.topology, start, source.positions)
 
 
-def _write(temporary: Path, folder: Path, source: Source, kelvin: float, *, command: str) -> None:
+def _write(
+    temporary: Path, folder: Path, source: Source, kelvin: float, *, forcefield: Sequence[str], command: str
+) -> None:
     """Write everything, and read it back before it counts."""
     import mdtraj
     import openmm
@@ -241,6 +243,8 @@ def _write(temporary: Path, folder: Path, source: Source, kelvin: float, *, comm
         "description": _description(source),
         "temperature": kelvin,
         "data": "data",
+        # without folders of this machine; what ships with OpenMM keeps its name, which may have one
+        "forcefield": [Path(name).name if Path(name).is_file() else str(name) for name in forcefield],
     }
     write_definition(temporary / "system.yaml", definition, energies=energies, comment=comment)
     written = load_system(temporary)
