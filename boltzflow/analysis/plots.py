@@ -75,9 +75,18 @@ def map_edges(cv: CollectiveVariable, *, bins: int, keep: np.ndarray | None = No
     if cv.periodic:
         return np.linspace(-180, 180, bins + 1)
     values = cv.values if keep is None else cv.values[keep]
-    low, high = float(values.min()), float(values.max())
-    margin = 1e-6 * max(1.0, abs(low), abs(high)) if low == high else 0.0
+    return _edges(float(values.min()), float(values.max()), bins)
+
+
+def _edges(low: float, high: float, bins: int) -> np.ndarray:
+    """Edges of bins between two numbers, apart from each other also where the numbers are equal."""
+    margin = 0.0 if high > low else 0.5
     return np.linspace(low - margin, high + margin, bins + 1)
+
+
+def _carries(ensemble: Ensemble) -> np.ndarray:
+    """Rows with a weight, also where it is so small that its share in the sum is rounded to zero."""
+    return ensemble.log_weights > -np.inf
 
 
 def free_energy_map(
@@ -105,7 +114,7 @@ def free_energy_map(
     """
     ax = _axes(ax)
     variables = _variable(ensemble, x), _variable(ensemble, y)
-    keep = ensemble.weights > 0
+    keep = _carries(ensemble)
     if edges is None:
         edges = tuple(map_edges(v, bins=bins, keep=keep) for v in variables)
     values = [np.degrees(v.values[keep]) if v.periodic else v.values[keep] for v in variables]
@@ -188,17 +197,17 @@ def energy_histogram(
     give a few that are enormous.
     """
     ax = _axes(ax)
-    keep = ensemble.weights > 0
+    keep = _carries(ensemble)
     u = ensemble.reduced_energies[keep]
     log_w = ensemble.log_weights[keep]
     equal = np.ptp(log_w) == 0
     parts = [("samples", u, None)] if equal else [("generated", u, None), ("reweighted", u, log_w)]
     if reference is not None:
-        own = reference.weights > 0
+        own = _carries(reference)
         parts.append(("reference", reference.reduced_energies[own], reference.log_weights[own]))
     low = min(float(values.min()) for _, values, _ in parts)
     high = max(float(weighted_quantile(values, 0.99, log_weights=log_w)) for _, values, log_w in parts)
-    edges = np.linspace(low, high, bins + 1)
+    edges = _edges(low, high, bins)
     for label, values, log_w in parts:
         weights = np.full(values.size, 1 / values.size) if log_w is None else np.exp(log_w - np.logaddexp.reduce(log_w))
         height = np.histogram(values, edges, weights=weights)[0] / np.diff(edges)
@@ -214,9 +223,10 @@ def weight_distribution(ensemble: Ensemble, *, ax: Axes | None = None, bins: int
     Where the two curves lie far apart, few samples carry the weight.
     """
     ax = _axes(ax)
-    keep = ensemble.weights > 0
+    keep = _carries(ensemble)
     n = len(ensemble)
-    relative = np.log(ensemble.weights[keep] * n)
+    log_w = ensemble.log_weights[keep]
+    relative = log_w - np.logaddexp.reduce(log_w) + math.log(n)
     edges = np.linspace(float(weighted_quantile(relative, 0.001)) - 1e-9, relative.max() + 1e-9, bins + 1)
     ax.stairs(np.histogram(relative, edges)[0] / n / np.diff(edges), edges, label="samples", **line_style("generated"))
     by_weight = np.histogram(relative, edges, weights=ensemble.weights[keep])[0] / np.diff(edges)

@@ -86,10 +86,11 @@ def _sentence(found: Mapping[str, Any], level: Level, checks: list[Check]) -> st
     if level != "good":
         text = "; ".join(check.text for check in decisive)
         if [check.name for check in decisive] == ["reference"]:
-            return f"weights are well behaved; {text}"
+            return f"{'weights are well behaved' if _weighted(found) else 'equal weights'}; {text}"
         return text if _weighted(found) or not _of_chains(found) else f"unweighted samples of chains; {text}"
     if _of_chains(found):
-        return "unweighted samples of chains that agree; errors include the correlation of their frames"
+        kind = "weighted" if _weighted(found) else "unweighted"
+        return f"{kind} samples of chains that agree; errors include the correlation of their frames"
     if found.get("forward_ess_fraction") is not None:
         return "weights are well behaved, and the generator covers the reference"
     return "weights are well behaved, and averages agree with the reference"
@@ -100,17 +101,13 @@ def _of_chains(found: Mapping[str, Any]) -> bool:
 
 
 def _weighted(found: Mapping[str, Any]) -> bool:
-    """Whether the weights differ; equal ones have nothing to be judged."""
-    return found["ess"] is None or found["ess"] < found["n"] * (1 - 1e-9)
+    """Whether the weights differ."""
+    return not found["equal_weights"]
 
 
 def _weight_checks(found: Mapping[str, Any]) -> list[Check]:
-    if not _weighted(found):
-        text = "unweighted samples of chains" if _of_chains(found) else "all samples have the same weight"
-        return [Check("weights", "equal", "note", text)]
     if found["ess"] is None:
         return [Check("effective samples", "none", "bad", "no sample has a weight")]
-    checks = []
     ess = found["ess"]
     value = f"{_count(ess)} of {found['n']} ({found['ess_fraction']:.1%})"
     if ess < VERY_FEW:
@@ -119,16 +116,21 @@ def _weight_checks(found: Mapping[str, Any]) -> list[Check]:
         level, text = "caution", f"fewer than {FEW:.0f} effective samples: error bars are rough"
     else:
         level, text = "good", "as many unweighted samples would give the same error bars"
-    checks.append(Check("effective samples (ESS)", value, level, text))
+    checks = (
+        [] if _of_chains(found) and not _weighted(found) else [Check("effective samples (ESS)", value, level, text)]
+    )
+    if not _weighted(found):
+        text = "unweighted samples of chains" if _of_chains(found) else "all samples with a weight have the same"
+        return [*checks, Check("weights", "equal", "note", text)]
     k = found["pareto_k"]
     if k is None:
         text = "too few distinct weights in the tail to see whether a few samples carry the weight; draw more"
         checks.append(Check("Pareto k-hat", "unknown", "bad" if ess < VERY_FEW else "caution", text))
     elif k > RELIABLE_K:
-        text = f"k-hat > {RELIABLE_K}, a few samples carry the weight; draw more, or train further"
+        text = f"a few samples carry the weight (k-hat > {RELIABLE_K}); draw more, or train further"
         checks.append(Check("Pareto k-hat", f"{k:.2f}", "bad", text))
     elif k > FINITE_VARIANCE_K:
-        text = f"k-hat between {FINITE_VARIANCE_K} and {RELIABLE_K}: error bars hold, but shrink slowly"
+        text = f"between {FINITE_VARIANCE_K} and {RELIABLE_K} error bars hold, but shrink slowly with more samples"
         checks.append(Check("Pareto k-hat", f"{k:.2f}", "good", text))
     else:
         checks.append(Check("Pareto k-hat", f"{k:.2f}", "good", "the weights have no heavy tail"))
@@ -149,9 +151,9 @@ def _chain_checks(found: Mapping[str, Any]) -> list[Check]:
         checks.append(Check("R-hat", "unknown", "caution", text))
     else:
         if r_hat > UNMIXED_R_HAT:
-            level, text = "bad", f"R-hat > {UNMIXED_R_HAT}, the chains disagree: they have not mixed; run longer"
+            level, text = "bad", f"the chains disagree (R-hat > {UNMIXED_R_HAT}): they have not mixed; run longer"
         elif r_hat > MIXED_R_HAT:
-            level, text = "caution", f"R-hat > {MIXED_R_HAT}, the chains differ a little more than they should"
+            level, text = "caution", f"the chains differ a little more than they should (R-hat > {MIXED_R_HAT})"
         else:
             level, text = "good", "the chains agree with each other and each with itself"
         checks.append(Check(f"R-hat {what}", f"{r_hat:.3f}", level, text))
@@ -212,7 +214,7 @@ def _loss_checks(found: Mapping[str, Any]) -> list[Check]:
         level: Level = "bad" if failed > MAX_FAILED_FRACTION * n else "caution"
         text = f"the model gave NaN or inf in {failed} of {n} rows, which biases every average"
         checks.append(Check("model failures", str(failed), level, text))
-    else:
+    elif not _of_chains(found):
         checks.append(Check("model failures", "0", "good", "the model gave a finite density for every sample"))
     text = "rows of infinite energy have weight zero, which is correct" if infinite else "every energy is finite"
     checks.append(Check("infinite energies", str(infinite), "note", text))

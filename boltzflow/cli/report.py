@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from boltzflow.analysis.free_energy import parse_state
 from boltzflow.analysis.observables import collective_variable
 from boltzflow.analysis.report import report as write_report
+from boltzflow.analysis.states import parse_state
+from boltzflow.citation import cite
 from boltzflow.cli.app import command
 from boltzflow.cli.common import checkpoint_of, output_file, paths_of, reference_of, system_of
 from boltzflow.ensemble import Ensemble
@@ -56,6 +57,7 @@ def report(
         title=title,
         details=_details(system),
         training=_training(ensemble, system),
+        bibtex=cite(ensemble),
     )
     size, seconds = output.stat().st_size / 1e6, time.perf_counter() - started
     typer.echo(f"{output}: {size:.1f} MB, {seconds:.1f} s; open it in a browser")

@@ -20,7 +20,7 @@ Interval = tuple[float, float]
 
 BARRIER = 1.0
 """Smallest barrier, kT, that makes two basins of one."""
-SIGMAS = 2.0
+SIGMAS = 1.5
 """Barriers must lie this many standard errors below the mean population of the basin as well."""
 
 
@@ -46,7 +46,7 @@ class StateRow:
 
 
 def find_basins(profile: Profile) -> list[Interval]:
-    """Basins of a profile: its minima that are separated by a barrier of 1 kT and of two standard errors.
+    """Basins of a profile: its minima that are separated by a barrier of 1 kT and of 1.5 standard errors.
 
     Bins are joined from the lowest upwards; where two basins meet, the shallower one is merged into the other unless
     the barrier is high enough seen from it (the persistence of the basin). Whether it is more than noise is judged by
@@ -80,8 +80,10 @@ def find_basins(profile: Profile) -> list[Interval]:
 
     def is_basin(basin: int, barrier: int) -> bool:
         rows = members[basin]
-        drop = p[rows].mean() - p[barrier]
-        noise = math.sqrt(variance[rows].sum() / len(rows) ** 2 + variance[barrier])
+        # one bin more on either side, since a single one is empty by chance too often
+        top = [j % n if profile.periodic else min(max(j, 0), n - 1) for j in range(barrier - 1, barrier + 2)]
+        drop = p[rows].mean() - p[top].mean()
+        noise = math.sqrt(variance[rows].sum() / len(rows) ** 2 + variance[top].sum() / len(top) ** 2)
         return height[barrier] - height[basin] >= BARRIER and drop >= SIGMAS * noise
 
     for k in np.argsort(height, kind="stable"):
@@ -128,7 +130,7 @@ def state_rows(
         raise ValueError(f"the states of {variable.name} overlap; give disjoint intervals.")
     intervals: list[Interval | None] = list(states)
     if len(states) == 1:
-        intervals, members = [*states, None], [*members, ~members[0]]
+        intervals, members = [*states, None], [*members, ~members[0] & np.isfinite(variable.values)]
     weights = [float(ensemble.weights[rows].sum()) for rows in members]
     zero = int(np.argmax(weights)) if relative_to is None else range(len(intervals))[relative_to]
     found = []

@@ -17,7 +17,7 @@ from boltzflow.estimate import Estimate
 from boltzflow.io.atomic import atomic_path
 from boltzflow.io.provenance import Provenance
 from boltzflow.statistics.chains import split_rhat
-from boltzflow.statistics.weights import ArrayLike
+from boltzflow.statistics.weights import ArrayLike, checked_log_weights
 
 __all__ = ["report"]
 
@@ -64,7 +64,13 @@ def report(
         UnknownNameError: If a collective variable is unknown.
     """
     # matplotlib and jinja2 are needed by nothing else that the command line imports
-    from boltzflow.analysis.report.sections import conformer_section, map_section, profile_section, weight_section
+    from boltzflow.analysis.report.sections import (
+        conformer_section,
+        has_equal_weights,
+        map_section,
+        profile_section,
+        weight_section,
+    )
     from boltzflow.analysis.report.tables import cost_rows, number, run_rows
     from boltzflow.analysis.report.variables import chosen_variables, default_variables
 
@@ -77,8 +83,7 @@ def report(
         )
     if path_log_weights is not None and reference is None:
         raise ValueError("report: path_log_weights are those of a reference; give it as well.")
-    # raises where no sample has a weight, about which there is nothing to report
-    equal = np.ptp(ensemble.log_weights[ensemble.weights > 0]) == 0
+    checked_log_weights(ensemble.log_weights)
     selection = chosen_variables(cvs) if cvs else default_variables(ensemble)
     variables = {shown.name: shown.of(ensemble) for shown in _all_shown(selection)}
     theirs = {} if reference is None else {shown.name: shown.of(reference) for shown in _all_shown(selection)}
@@ -105,7 +110,7 @@ def report(
         "cost": cost_rows(ensemble, reference=reference, training=training),
         "has_reference": reference is not None,
         "traced": path_log_weights is not None,
-        "equal": equal,
+        "equal": has_equal_weights(ensemble),
         "chains": ensemble.chain is not None,
         "maps": map_section(ensemble, reference, selection, variables, theirs),
         "energies_and_weights": weight_section(ensemble, reference),

@@ -17,7 +17,7 @@ from boltzflow.analysis.report.tables import state_cells
 from boltzflow.analysis.report.variables import Selection
 from boltzflow.ensemble import Ensemble
 
-__all__ = ["conformer_section", "map_section", "profile_section", "weight_section"]
+__all__ = ["conformer_section", "has_equal_weights", "map_section", "profile_section", "weight_section"]
 
 UNRESOLVED = 0.7
 """Standard error in kT, of two visits or so, from which on the height of a bin is unknown."""
@@ -45,6 +45,11 @@ class ProfileBlock:
     remark: str
 
 
+def has_equal_weights(ensemble: Ensemble) -> bool:
+    """Whether all rows with a weight have the same."""
+    return np.ptp(ensemble.log_weights[ensemble.log_weights > -np.inf]) == 0
+
+
 def map_section(
     ensemble: Ensemble, reference: Ensemble | None, selection: Selection, variables: Variables, theirs: Variables
 ) -> dict[str, Any]:
@@ -57,10 +62,9 @@ def map_section(
         variables: By title, measured on the ensemble.
         theirs: The same on the reference.
     """
-    carries = ensemble.weights > 0
     bins = int(np.clip(2 * round(np.sqrt(len(ensemble)) / 2), 12, 72))
     panels: list[tuple[str, Ensemble, Variables, bool]]
-    if np.ptp(ensemble.log_weights[carries]) == 0:
+    if has_equal_weights(ensemble):
         panels = [("samples", ensemble, variables, False)]
     else:
         panels = [("as generated", ensemble, variables, False), ("reweighted", ensemble, variables, True)]
@@ -70,7 +74,7 @@ def map_section(
     for number, (title, a, b) in enumerate(selection.pairs):
         edges = []
         for shown in (a, b):
-            values = [np.asarray(v[shown.name].values)[e.weights > 0] for _, e, v, _ in panels]
+            values = [v[shown.name].values[e.log_weights > -np.inf] for _, e, v, _ in panels]
             edges.append(plots.map_edges(_with_values(variables[shown.name], np.concatenate(values)), bins=bins))
         pictures = []
         for label, source, measured, weighted in panels:
@@ -104,9 +108,7 @@ def weight_section(ensemble: Ensemble, reference: Ensemble | None) -> dict[str, 
         size=(6.4, 3.2),
         name="energies",
     )
-    carries = ensemble.weights > 0
-    # a spread that rounding explains is none, and a single weight has no distribution
-    if np.ptp(ensemble.log_weights[carries]) == 0:
+    if has_equal_weights(ensemble):
         return {"energies": [energies], "weights": []}
     weights = [
         as_svg(
@@ -168,8 +170,12 @@ def profile_section(
             remark = f"It has the value {carried[0]:.5g} in every sample with a weight, so that it has no profile."
             blocks.append(ProfileBlock(shown.name, shown.spec, Picture(""), [], found=False, remark=remark))
             continue
-        own = profile(ensemble, variable, bins=min(bins, 60))
-        curves = [("samples" if np.ptp(ensemble.log_weights[ensemble.weights > 0]) == 0 else "reweighted", own)]
+        try:
+            own = profile(ensemble, variable, bins=min(bins, 60))
+        except ValueError as error:
+            blocks.append(ProfileBlock(shown.name, shown.spec, Picture(""), [], found=False, remark=str(error)))
+            continue
+        curves = [("samples" if has_equal_weights(ensemble) else "reweighted", own)]
         if other is not None:
             edges = np.radians(np.linspace(-180, 180, own.edges.size)) if variable.periodic else own.edges
             inside = (other[1].values >= edges[0]) & (other[1].values < edges[-1]) & (reference.weights > 0)

@@ -150,7 +150,8 @@ def _interval(interval: tuple[float, float] | None, variable: CollectiveVariable
     low, high = (math.degrees(end) if variable.periodic else end for end in interval)
     if variable.periodic:
         low, high = ((end + 180) % 360 - 180 if abs(end) > 180.0001 else end for end in (low, high))
-        return f"{low:.0f}° to {high:.0f}°"
+        across = "\n(through 180°)" if low > high else ""
+        return f"{low:.0f}° to {high:.0f}°{across}"
     unit = f" {variable.unit}" if variable.unit else ""
     if math.isinf(low):
         return f"below {high:.4g}{unit}"

@@ -31,6 +31,7 @@
     byId("still").hidden = false;
     return;
   }
+  viewer.setBackgroundColor("#000000", 0);
   const models = data.frames.map((x, k) => {
     const model = viewer.addModel();
     model.addAtoms(
