@@ -38,7 +38,7 @@ ARROWS = {
     "systems": {"generators"},
     "citation": {"systems"},
     "testing": {"generators"},
-    "preparation": {"systems", "simulation"},
+    "preparation": {"systems", "training"},
     "workflow": {"systems", "training"},
     "__main__": {"cli"},
     "cli": {"workflow", "analysis", "preparation", "citation"},

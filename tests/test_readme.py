@@ -76,7 +76,7 @@ def commands():
 @pytest.mark.parametrize("words", list(commands()))
 def test_commands_parse(words):
     importlib.import_module("boltzflow.cli.app")
-    for module in ("analyze", "free_energy", "sample", "simulate", "systems", "train"):
+    for module in ("analyze", "forecast", "free_energy", "sample", "simulate", "systems", "train"):
         importlib.import_module(f"boltzflow.cli.{module}")
     from boltzflow.cli.app import app
 

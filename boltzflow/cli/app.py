@@ -79,6 +79,6 @@ def options(
 def main() -> None:
     """Entry point of the `boltzflow` command."""
     # registered here, so that each command file can import `command`
-    from boltzflow.cli import analyze, cite, free_energy, init, report, sample, simulate, systems, train  # noqa: F401
+    from boltzflow.cli import analyze, cite, forecast, free_energy, init, report, sample, simulate, systems, train  # noqa: F401
 
     app()

@@ -232,7 +232,7 @@ class ParallelTempering:
         if n_sweeps:
             self.step_sizes = {i: m.exp() for i, m in mean.items()}
         self._reset()
-        _log.info("step sizes after burn-in: %s", {i: s.tolist() for i, s in self.step_sizes.items()})
+        _log.debug("step sizes after burn-in: %s", {i: s.tolist() for i, s in self.step_sizes.items()})
 
     def run(
         self,
