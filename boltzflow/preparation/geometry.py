@@ -146,8 +146,10 @@ class _Chain:
 
     def place(self) -> np.ndarray:
         """Return positions, (n_atoms, 3) nm, with every stereo-centre in its hand."""
-        bonds = torch.tensor([[self._length(*pair) for pair in self.zmatrix.bond_atoms]], dtype=torch.float64)
-        angles = torch.tensor([[self._angle(*three) for three in self.zmatrix.angle_atoms]], dtype=torch.float64)
+        bonds = torch.tensor([[self._length(*pair) for pair in self.zmatrix.bond_atoms.tolist()]], dtype=torch.float64)
+        angles = torch.tensor(
+            [[self._angle(*three) for three in self.zmatrix.angle_atoms.tolist()]], dtype=torch.float64
+        )
         torsions = torch.tensor([self._torsions()], dtype=torch.float64)
         to_cartesian = InternalCoordinateMap(self.zmatrix).to_cartesian
         positions = to_cartesian(bonds, angles, torsions)[0][0].numpy()
@@ -201,12 +203,17 @@ class _Chain:
                 return phi
             case ("CD", "N", "CA", "C"):
                 return phi + 180.0
+            case ("CG", "CD", "N", "C"):
+                return 171.0  # the ring of proline, placed from the nitrogen on
+            case (_, "CG", "CD", "N"):
+                return 147.0
             case ("N", "C", "CA", "N"):
                 return _PSI
             case (_, "C", "CA", "N"):
                 return _PSI + 180.0
-            case (_, "CB", "CA", "N"):
-                return _CHI_1_OF.get(residue, _CHI_1)
+            case (branch, "CB", "CA", "N"):
+                chi = _CHI_1_OF.get(residue, _CHI_1)
+                return chi if branch[0] != "H" else chi + 120.0
             case (_, _, "CB", "CA"):
                 return _CHI_2_OF.get(residue, _TRANS)
         return 0.0 if self._in_one_ring(a, b, c, d) else _TRANS

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from boltzflow.errors import UnknownNameError, nearest
+from boltzflow.errors import FormatError, UnknownNameError, nearest
+from boltzflow.preparation.build import build_system
 from boltzflow.preparation.geometry import extended_positions
 
 if TYPE_CHECKING:
@@ -51,10 +52,18 @@ _VARIANTS = {
 }
 # Other names of the same: those of CHARMM, and Amber's of the amide cap.
 _SYNONYMS = {"HSD": "HID", "HSE": "HIE", "HSP": "HIP", "NHE": "NH2", "NMA": "NME"}
-_ONE_LETTER = dict(
-    zip("ARNDCQEGHILKMFPSTWYV",
-        "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL".split(), strict=True)
-)  # fmt: skip
+_ONE_LETTER = {
+    "R": "ARG",
+    "N": "ASN",
+    "D": "ASP",
+    "Q": "GLN",
+    "E": "GLU",
+    "K": "LYS",
+    "F": "PHE",
+    "W": "TRP",
+    "Y": "TYR",
+}
+_ONE_LETTER |= {name[0]: name for name in _SIDE_CHAINS if name not in _ONE_LETTER.values()}
 _PK_HISTIDINE = 6.5
 
 
@@ -79,41 +88,43 @@ def read_sequence(text: str) -> list[list[str]]:
         >>> read_sequence("ACE GGFL NME")
         [['ACE', 'GLY', 'GLY', 'PHE', 'LEU', 'NME']]
     """
-    known = {*_SIDE_CHAINS, *_CAPS, *_VARIANTS, *_SYNONYMS}
     chains = []
     for part in re.split(r"[|:]", text.upper()):
-        names: list[str] = []
-        for word in re.split(r"[\s,\-]+", part.strip()):
-            if word in known:
-                names.append(_SYNONYMS.get(word, word))
-            elif word and set(word) <= set(_ONE_LETTER):
-                names += [_ONE_LETTER[letter] for letter in word]
-            elif word:
-                raise UnknownNameError(
-                    f"sequence: no residue {word!r}; {nearest(word, known)} A sequence is built from the 20 amino "
-                    f"acids (three-letter names or one-letter codes), {', '.join(sorted(_VARIANTS))} and the caps "
-                    "ACE, NME and NH2; start from a PDB file for anything else."
-                )
+        words = re.findall(r"[^\s,\-]+", part)
+        names = [name for word in words for name in _read_word(word, alone=len(words) == 1)]
         _check_chain(names, text)
         chains.append(names)
     return chains
 
 
+def _read_word(word: str, *, alone: bool) -> list[str]:
+    """Return the residue that a word names, or those of its one-letter codes."""
+    known = {*_SIDE_CHAINS, *_CAPS, *_VARIANTS, *_SYNONYMS}
+    if word in known:
+        return [_SYNONYMS.get(word, word)]
+    letters = set(word) <= set(_ONE_LETTER)
+    # three letters among other words may be meant as the name of another residue, such as SEP
+    if letters and (alone or len(word) != 3):
+        return [_ONE_LETTER[letter] for letter in word]
+    codes = f"; as one-letter codes write {' '.join(word)!r}" if letters else ""
+    raise UnknownNameError(
+        f"sequence: no residue {word!r}; {nearest(word, known).rstrip('?')}{codes}. A sequence is built from the 20 "
+        f"amino acids (three-letter names or one-letter codes), {', '.join(sorted(_VARIANTS))} and the caps ACE, NME "
+        "and NH2; start from a PDB file for anything else."
+    )
+
+
 def _check_chain(names: list[str], text: str) -> None:
-    n_backbone = sum(2 if name in ("ACE", "NME") else 1 if name == "NH2" else 3 for name in names)
-    if n_backbone < 3:
+    if all(name in _CAPS for name in names) and names not in (["ACE", "NME"], ["ACE", "NH2"]):
         raise ValueError(
             f"sequence {text!r}: expected at least one amino acid in every chain, found {' '.join(names) or 'none'}; "
             "write for example 'ACE ALA NME' or 'GGFL'"
         )
     for k, name in enumerate(names):
-        place, last = {"ACE": ("first", 0), "NME": ("last", len(names) - 1), "NH2": ("last", len(names) - 1)}.get(
-            name, ("", k)
-        )
-        if k != last:
+        if name in _CAPS and k != (0 if name == "ACE" else len(names) - 1):
             raise ValueError(
-                f"sequence {text!r}: the cap {name} must be the {place} residue of its chain, found it as number "
-                f"{k + 1} of {len(names)}; move or remove it, or begin a new chain with '|'"
+                f"sequence {text!r}: the cap {name} must be the {'first' if name == 'ACE' else 'last'} residue of its "
+                f"chain, found it as number {k + 1} of {len(names)}; move or remove it, or begin a new chain with '|'"
             )
 
 
@@ -134,7 +145,8 @@ def from_sequence(text: str, *, forcefield: "ForceField", ph: float = 7.0) -> tu
 
     Raises:
         UnknownNameError: If a residue cannot be built.
-        ValueError: If the sequence is impossible, or the force field has no template for one of its residues.
+        ValueError: If the sequence is impossible.
+        FormatError: If the force field has no template for one of the residues.
 
     Example:
         >>> from openmm.app import ForceField
@@ -150,13 +162,21 @@ def from_sequence(text: str, *, forcefield: "ForceField", ph: float = 7.0) -> tu
     )
     topology = _with_hydrogens(chains, ph)
     try:
-        system = forcefield.createSystem(topology, constraints=None, rigidWater=False)
-    except ValueError as error:
-        raise ValueError(
-            f"sequence {text!r}: the force field has no template for one of its residues ({error}); "
-            "choose another force field, or another variant or cap of that residue"
-        ) from error
+        system = build_system(topology, forcefield)
+    except FormatError as error:
+        raise FormatError(f"sequence {text!r}: {error}{_hint(chains)}") from error
     return topology, extended_positions(topology, system)
+
+
+def _hint(chains: list[list[str]]) -> str:
+    """What may help when the force field does not take a sequence."""
+    if any("CYX" in names for names in chains):
+        return " CYX is one half of a disulphide bridge, which cannot be built from a sequence: start from a PDB file."
+    if any(len(names) == 1 for names in chains):
+        return " Amber force fields have no single amino acid with two charged ends: cap it, as in 'ACE ALA NME'."
+    if any(name in _CAPS for names in chains for name in names):
+        return " In CHARMM force fields a cap is no residue: take an Amber force field, or leave the caps out."
+    return ""
 
 
 def _ends(names: list[str]) -> str:
@@ -174,16 +194,15 @@ def _with_hydrogens(chains: list[list[str]], ph: float) -> "Topology":
     variants: list[str | None] = []
     for names in chains:
         chain = topology.addChain()
-        for name in names:
+        for place, name in enumerate(names, start=1):
             plain = _VARIANTS.get(name, name)
             residue = topology.addResidue(plain, chain)
-            atoms = _CAPS.get(plain) or f"N CA C O {_SIDE_CHAINS[plain]}"
-            terminal = name == names[-1] and len(list(chain.residues())) == len(names) and plain not in _CAPS
-            for atom in [*atoms.split(), *(["OXT"] if terminal else [])]:
+            atoms = _CAPS.get(plain) or f"N CA C O {_SIDE_CHAINS[plain]} {'OXT' if place == len(names) else ''}"
+            for atom in atoms.split():
                 topology.addAtom(atom, app.Element.getBySymbol(atom[0]), residue)
-            if plain == "HIS" and name == "HIS":
-                name = "HIE" if ph > _PK_HISTIDINE else "HIP"
-            variants.append(name if name in _VARIANTS else None)
+            # OpenMM would choose between HID and HIE by hydrogen bonds, which an extended chain does not have
+            variant = ("HIE" if ph > _PK_HISTIDINE else "HIP") if name == "HIS" else name
+            variants.append(variant if variant in _VARIANTS else None)
     topology.createStandardBonds()
     # Only the names and bonds of the hydrogens are wanted: any positions without coinciding atoms will do.
     k = np.arange(topology.getNumAtoms())
