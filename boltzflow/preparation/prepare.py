@@ -60,7 +60,7 @@ def prepare(
     coordinates: PathLike | None = None,
     system: PathLike | None = None,
     sequence: str | None = None,
-    forcefield: str | Sequence[str] = (),
+    forcefield: PathLike | Sequence[PathLike] = (),
     implicit_solvent: str | None = None,
     temperature: Any = 300.0,
     add_hydrogens: bool = False,
@@ -117,7 +117,7 @@ def prepare(
     arguments = {key: value for key, value in locals().items() if key not in ("folder", "kelvin")}
     given = _which(**{key: arguments[key] for key in ("pdb", "prmtop", "psf", "system", "sequence")})
     _check_companions(given, arguments)
-    files = [forcefield] if isinstance(forcefield, str) else list(forcefield)
+    files = [str(file) for file in ([forcefield] if isinstance(forcefield, str | os.PathLike) else forcefield)]
 
     field = None
     if given in ("pdb", "sequence"):
@@ -291,6 +291,6 @@ def _command(folder: Path, arguments: dict[str, Any]) -> str:
         default = {"temperature": 300.0, "ph": 7.0}.get(name)
         if value is None or value is False or value == default:
             continue
-        values = [value] if isinstance(value, str | os.PathLike) or not isinstance(value, Sequence) else value
+        values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
         words += [option] if value is True else [word for one in values for word in (option, str(one))]
     return shlex.join(words)

@@ -72,17 +72,20 @@ def _text(path: Path) -> str:
     return text
 
 
-def _parsed(path: Path, kind: str, read: Callable[[], Any]) -> Any:
+def _parsed(
+    path: Path, kind: str, read: Callable[[], Any], *, remedy: str = "the file is damaged or of another kind"
+) -> Any:
     """What a reader of OpenMM returns; whatever it raises names the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return read()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            result = read()
     except Exception as error:  # these readers raise anything: KeyError, IndexError, AssertionError, ...
         detail = f"{type(error).__name__}: {error}"
-        raise FormatError(
-            f"{path}: cannot be read as {kind} ({detail}); the file is damaged or of another kind."
-        ) from None
+        raise FormatError(f"{path}: cannot be read as {kind} ({detail}); {remedy}.") from None
+    for text in dict.fromkeys(str(warning.message) for warning in said):
+        logger.warning("%s: %s", path.name, text)
+    return result
 
 
 def _nanometers(positions: Any) -> np.ndarray:
@@ -272,7 +275,8 @@ def read_charmm(psf: Path, parameters: Sequence[Path], coordinates: Path, *, imp
     else:
         positions = read_structure(coordinates).positions
     make = lambda: structure.createSystem(values, implicitSolvent=solvent, **_flexible())  # noqa: E731
-    system = _parsed(psf, "a CHARMM psf with these parameters", make)
+    remedy = "give every parameter file that it needs"
+    system = _parsed(psf, "a CHARMM psf with these parameters", make, remedy=remedy)
     # OpenMM adds torsion maps and impropers even where there are none
     for k in reversed(range(system.getNumForces())):
         force = system.getForce(k)

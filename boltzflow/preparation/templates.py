@@ -1,11 +1,12 @@
 """Why a residue matches no template of a force field: the closest template, and what differs."""
 
+import difflib
 import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from boltzflow.errors import FormatError, nearest
+from boltzflow.errors import FormatError
 from boltzflow.preparation.checks import listed
 from boltzflow.preparation.solvent import solvent_kind
 
@@ -38,11 +39,20 @@ class _Difference:
     bonds: tuple[str, ...]
 
     @property
-    def cost(self) -> tuple[int, int, int]:
-        """Small for close templates: bonds to other residues and heavy atoms, then hydrogens, then bonds."""
+    def _n_atoms(self) -> tuple[int, int]:
         heavy = len(self.missing) + len(self.extra)
-        hydrogens = len(self.missing_hydrogens) + len(self.extra_hydrogens)
-        return (heavy + 2 * len(self.ends), hydrogens, len(self.bonds))
+        return heavy, len(self.missing_hydrogens) + len(self.extra_hydrogens)
+
+    @property
+    def cost(self) -> tuple[int, int, int]:
+        """Small for close templates of one name: bonds to other residues tell the ends of a chain from its middle."""
+        heavy, hydrogens = self._n_atoms
+        return heavy + 2 * len(self.ends), hydrogens, len(self.bonds)
+
+    @property
+    def cost_of_any(self) -> tuple[int, int, int, int]:
+        """Small for close templates of other names: atoms count first, because bonds may be missing altogether."""
+        return *self._n_atoms, len(self.ends), len(self.bonds)
 
 
 def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only: bool = False) -> NoReturn:
@@ -139,10 +149,7 @@ def _describe(difference: _Difference) -> str:
     ):
         if atoms:
             parts.append(f"{word} {listed(list(atoms))}")
-    if difference.ends:
-        parts.append(listed(list(difference.ends)))
-    if difference.bonds:
-        parts.append(listed(list(difference.bonds)))
+    parts += [listed(list(found)) for found in (difference.bonds, difference.ends) if found]
     return f"closest template {difference.template}, " + (" and ".join(parts) or "from which the bonds differ")
 
 
@@ -150,12 +157,10 @@ def _closest(residue: Any, forcefield: Any) -> _Difference:
     templates = forcefield._templates
     names = _same_name(residue, forcefield)
     if not names:
-        # any: by content first, and by name among equals
-        ranked = sorted(templates, key=lambda name: (_compare(residue, templates[name]).cost, name))
-        best = _compare(residue, templates[ranked[0]]).cost
-        ties = [name for name in ranked if _compare(residue, templates[name]).cost == best]
-        quoted = re.findall(r"'([^']*)'", nearest(residue.name, ties)) if len(ties) > 1 else []
-        names = [quoted[0] if quoted else ties[0]]
+        costs = {name: _compare(residue, template).cost_of_any for name, template in templates.items()}
+        least = min(costs.values())
+        ties = sorted(name for name, cost in costs.items() if cost == least)
+        names = difflib.get_close_matches(residue.name, ties, n=1, cutoff=0.0) or ties[:1]
     return min((_compare(residue, templates[name]) for name in names), key=lambda d: d.cost)
 
 
