@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,9 @@ from boltzflow.run import Run, make_rng
 from boltzflow.simulation import ParallelTempering, TemperedRows, entries, independent_visits, relax, split_r_hat
 from boltzflow.state import Space
 from boltzflow.statistics.chains import statistical_inefficiency
+from boltzflow.statistics.groups import Groups
+from boltzflow.statistics.means import expectation
+from boltzflow.statistics.tempered import ladder_groups, tempered_weights
 from boltzflow.targets.target import Target
 from boltzflow.transitions.hmc import HMC
 from boltzflow.transitions.metropolis import RandomWalkMetropolis
@@ -238,3 +242,52 @@ def test_visits_of_a_two_state_chain_equal_the_exact_inefficiency():
     assert independent_visits(inside) == pytest.approx(float(inside.sum()) / g, rel=0.15)
     assert entries(inside) == pytest.approx(float((~inside).sum()) * b, rel=0.1)
     assert independent_visits(torch.zeros(10, 2, dtype=torch.bool)) == 0
+
+
+def test_frames_of_all_rungs_hold_the_cold_ones():
+    cold = build(seed=3, n_chains=5)
+    every = build(seed=3, n_chains=5)
+    one, other = cold.run(6, records_per_frame=2), every.run(6, records_per_frame=2, keep="all")
+    assert one.rungs is None
+    assert other.samples["x"].shape == (3, 4 * 5, 2)
+    assert other.rungs.tolist() == [k for k in range(4) for _ in range(5)]
+    assert other.chains.tolist() == list(range(5)) * 4
+    assert torch.equal(other.samples["x"][:, :5], one.samples["x"])
+    assert torch.equal(other.reduced_energies[:, :5], one.reduced_energies)
+    assert torch.equal(other.observables["left"], one.observables["left"])
+    # hotter walkers have higher energies, and are what they say
+    by_rung = build(seed=4, n_chains=50)
+    by_rung.burn_in(50)
+    hot = by_rung.run(20, keep="all").reduced_energies.unflatten(1, (4, 50)).mean((0, 2))
+    assert (hot.diff() > 0).all()
+
+
+def test_every_sweep_is_reported():
+    seen = []
+    simulation = build(n_chains=2)
+    simulation.burn_in(7, on_sweep=lambda: seen.append("burn-in"))
+    simulation.run(3, sweeps_per_record=4, on_sweep=lambda: seen.append("run"))
+    assert seen == ["burn-in"] * 7 + ["run"] * 12
+
+
+def test_all_temperatures_together_give_the_population_with_honest_errors():
+    # 25 simulations of 16 ladders in one batch; every one of them gives a population and an interval
+    simulation = build(seed=11, n_chains=400)
+    simulation.burn_in(100)
+    result = simulation.run(40, sweeps_per_record=3, keep="all")
+    betas = TEMPERATURES[0] / np.array(TEMPERATURES)
+    inside = (result.samples["x"][..., 0] < 0).unflatten(1, (4, 25, 16)).numpy().astype(float)
+    energies = result.reduced_energies.unflatten(1, (4, 25, 16)).numpy()
+    values, errors, cold_values = [], [], []
+    for k in range(25):
+        u = energies[:, :, k]
+        groups = np.broadcast_to(ladder_groups(40, 16)[:, None], u.shape).reshape(-1)
+        weights = tempered_weights(u, betas).log_weights.reshape(-1)
+        found = expectation(inside[:, :, k].reshape(-1), log_weights=weights, groups=Groups.of(groups, u.size))
+        values.append(found.value)
+        errors.append(found.error)
+        cold_values.append(inside[:, 0, k].mean())
+    z = (np.array(values) - p_left()) / np.array(errors)
+    assert abs(z.mean()) < 3.5 / 5  # no bias, and errors of the right size
+    assert 0.6 < z.std() < 1.6
+    assert np.std(values) < np.std(cold_values)
