@@ -1,11 +1,11 @@
-"""Generalized-Born implicit solvent of Onufriev, Bashford and Case (OBC), with the ACE surface-area term."""
+"""Generalized-Born implicit solvents of the families OBC and GBn, with the ACE surface-area term."""
 
 import math
 from typing import Any
 
 import torch
 
-from boltzflow._typing import Float, Float64, Tensor
+from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.forcefield.nonbonded import COULOMB
 from boltzflow.forcefield.registry import register_force, tensor
@@ -22,17 +22,20 @@ PROBE_RADIUS = 0.14  # nm
 
 
 class GeneralizedBorn(Term):
-    """Generalized-Born energy with OBC radii, and optionally the ACE surface term.
+    """Generalized-Born energy with OBC or GBn radii, and optionally the ACE surface term.
 
     With rho the offset radii, R the radii and s the scaled radii of the descreening spheres, the Born radii are
     1/B_i = 1/rho_i - tanh(alpha psi - beta psi^2 + gamma psi^3) / R_i, psi = rho_i I_i, where I_i sums the pairwise
-    integrals of Hawkins, Cramer and Truhlar over all other atoms. The energy is
+    integrals of Hawkins, Cramer and Truhlar over all other atoms. In the models with necks a pair within R_i + R_j +
+    reach adds height / (1 + 100 d^2 + 3e5 d^6) to the integral, d = r - centre. The energy is
     -prefactor/2 sum_ij q_i q_j / f_ij, f^2 = r^2 + B_i B_j exp(-r^2 / (4 B_i B_j)),
     plus surface sum_i (R_i + 0.14)^2 (R_i/B_i)^6.
 
     References:
         Onufriev, Bashford, Case, Proteins 55, 383 (2004), eqs. 5-12;
         Hawkins, Cramer, Truhlar, Chem. Phys. Lett. 246, 122 (1995);
+        Mongan, Simmerling, McCammon, Case, Onufriev, J. Chem. Theory Comput. 3, 156 (2007) for the necks;
+        Nguyen, Roe, Simmerling, J. Chem. Theory Comput. 9, 2020 (2013) for GBn2;
         Schaefer, Bartels, Karplus, J. Mol. Biol. 284, 835 (1998) for the surface term.
     """
 
@@ -45,9 +48,10 @@ class GeneralizedBorn(Term):
         offset_radius: Float[Tensor, "n_atoms"],
         radius: Float[Tensor, "n_atoms"],
         scaled_radius: Float[Tensor, "n_atoms"],
-        alpha: float,
-        beta: float,
-        gamma: float,
+        coefficients: Float[Tensor, "n_atoms 3"],
+        kind: Int[Tensor, "n_atoms"],
+        neck: Float[Tensor, "n_kinds n_kinds 2"],
+        reach: float,
         prefactor: float,
         surface: float,
         engulfed: bool,
@@ -56,35 +60,48 @@ class GeneralizedBorn(Term):
 
         Args:
             charge: in elementary charges.
-            offset_radius: rho in nm, radius minus 0.009.
+            offset_radius: rho in nm, radius minus an offset.
             radius: R in nm.
             scaled_radius: s in nm, the descreening radius of each atom.
-            alpha: linear coefficient of the tanh argument.
-            beta: quadratic coefficient (enters with a minus sign).
-            gamma: cubic coefficient.
+            coefficients: alpha, beta and gamma of each atom; beta enters with a minus sign.
+            kind: of each atom, for ``neck``.
+            neck: centre (nm) and height (1/nm) of the neck that an atom of one kind (row) gets from one of another
+                (column); empty in the models without necks.
+            reach: of the necks in nm, beyond both radii.
             prefactor: Coulomb constant times (1/solute - 1/solvent dielectric), kJ/mol nm.
             surface: coefficient of the ACE term in kJ/mol/nm^2, 0 without it.
             engulfed: whether an atom inside the descreening sphere of another gets the extra 1/rho - 1/L: GBSAOBCForce
                 has it, the CustomGBForce of openmm.app has not.
         """
         super().__init__(
-            {"charge": charge, "offset_radius": offset_radius, "radius": radius, "scaled_radius": scaled_radius},
-            alpha=alpha,
-            beta=beta,
-            gamma=gamma,
+            {
+                "charge": charge,
+                "offset_radius": offset_radius,
+                "radius": radius,
+                "scaled_radius": scaled_radius,
+                "coefficients": coefficients,
+                "kind": kind,
+                "neck": neck,
+            },
+            reach=reach,
             prefactor=prefactor,
             surface=surface,
             engulfed=engulfed,
         )
         self.register_buffer("ij", all_pairs(len(charge)).to(charge.device), persistent=False)
 
+    def necks(self, target: Int[Tensor, "n"], source: Int[Tensor, "n"]) -> Float[Tensor, "3 n"]:
+        """Return reach, centre and height of the necks that the atoms ``target`` get from the atoms ``source``."""
+        reach = self.radius[target] + self.radius[source] + self.options["reach"]
+        return torch.stack([reach, *self.neck[self.kind[target], self.kind[source]].T])
+
     def born_radii(self, r: Float[Tensor, "n_pairs batch"]) -> Float[Tensor, "n_atoms batch"]:
         """Return the effective Born radii in nm from the distances of all pairs."""
         i, j = self.ij
         # Every pair descreens both ways: first i by j, then j by i.
         r = torch.cat([r, r])
-        target = torch.cat([i, j])
-        rho, s = self.offset_radius[target, None], self.scaled_radius[torch.cat([j, i]), None]
+        target, source = torch.cat([i, j]), torch.cat([j, i])
+        rho, s = self.offset_radius[target, None], self.scaled_radius[source, None]
         upper = r + s
         distance = (r - s).abs()
         lower = torch.maximum(distance, rho)
@@ -96,9 +113,14 @@ class GeneralizedBorn(Term):
         if self.options["engulfed"]:
             integral = integral + torch.where(rho < s - r, 1 / rho - inverse_lower, 0.0)
         integral = torch.where(upper > rho, integral, 0.0)
+        if len(self.neck):
+            reach, centre, height = self.necks(target, source)[..., None]
+            square = (r - centre).square()
+            integral = integral + torch.where(r <= reach, height / (1 + 100 * square + 3e5 * square**3), 0.0)
         total = integral.new_zeros((len(self.charge), r.shape[1])).index_add(0, target, integral)
         psi = total * self.offset_radius[:, None]
-        argument = psi * (self.options["alpha"] - psi * (self.options["beta"] - psi * self.options["gamma"]))
+        alpha, beta, gamma = self.coefficients.T[..., None]
+        argument = psi * (alpha - psi * (beta - psi * gamma))
         return (1 / self.offset_radius[:, None] - torch.tanh(argument) / self.radius[:, None]).reciprocal()
 
     def energy(
@@ -133,15 +155,15 @@ def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
         )
     particles = tensor([force.getParticleParameters(k) for k in range(system.getNumParticles())], torch.float64, (3,))
     charge, radius, scale = particles.T
-    alpha, beta, gamma = OBC2
     return GeneralizedBorn(
         charge=charge.to(dtype),
         offset_radius=(radius - DIELECTRIC_OFFSET).to(dtype),
         radius=radius.to(dtype),
         scaled_radius=(scale * (radius - DIELECTRIC_OFFSET)).to(dtype),
-        alpha=alpha,
-        beta=beta,
-        gamma=gamma,
+        coefficients=torch.tensor([OBC2] * len(charge), dtype=dtype).reshape(-1, 3),
+        kind=torch.zeros(len(charge), dtype=torch.int64),
+        neck=torch.zeros(0, 0, 2, dtype=dtype),
+        reach=0.0,
         prefactor=COULOMB * (1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric()),
         surface=4 * math.pi * tensor([force.getSurfaceAreaEnergy()], torch.float64).item(),
         engulfed=True,

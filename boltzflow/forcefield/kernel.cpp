@@ -16,16 +16,19 @@ namespace {
 // Mirrors kernel.Model in kernel.py, field by field. Lengths in nm, energies in kJ/mol, angles in rad.
 template <class T>
 struct Model {
-    int64_t n_atoms, n_bonds, n_angles, n_torsions, n_harmonics, has_pairs, has_born, engulfed;
+    int64_t n_atoms, n_bonds, n_angles, n_torsions, n_harmonics, n_maps, has_pairs, has_born, has_neck, engulfed;
     const int32_t *bond_atoms;   // [n_bonds][2]
     const T *bond;               // [n_bonds][2]: r0, k
     const int32_t *angle_atoms;  // [n_angles][3]
     const T *angle;              // [n_angles][2]: theta0, k
     const int32_t *torsion_atoms;  // [n_torsions][4], each quadruple once
     const T *torsion;  // [n_torsions][1 + 2 n_harmonics]: constant, then the factors of cos(n phi) and sin(n phi), n = 1, 2, ...
+    const int32_t *map_atoms;  // [n_maps][10]: two dihedral angles, the first cell of the map, its size along an angle
+    const T *map;      // [cells][16]: the bicubic polynomial of each cell, powers of the second angle fastest
     const T *pair;     // [n_atoms (n_atoms - 1) / 2][3], i < j: qq, sigma, 4 epsilon, all zero where nothing interacts
-    const T *born;     // [n_atoms][4]: charge, offset radius, radius, scaled radius
-    double alpha, beta, gamma, prefactor, surface;
+    const T *born;     // [n_atoms][7]: charge, offset radius, radius, scaled radius, alpha, beta, gamma
+    const T *neck;     // [n_atoms (n_atoms - 1) / 2][5], i < j: reach, then centre and height for i by j and for j by i
+    double prefactor, surface;
 };
 
 constexpr double kTiny = 1e-24;   // nm^2, as TINY_SQUARED in geometry.py
@@ -77,6 +80,47 @@ void angles(const Model<T> &m, const T *x, T *f, double *energy) {
     }
 }
 
+// Cosine and sine of a dihedral angle.
+template <class T, int W>
+inline void dihedral(const T *x, int64_t ia, int64_t ib, int64_t ic, int64_t id, T *c, T *s) {
+    LANES {
+        const T ux = x[ib + w] - x[ia + w], uy = x[ib + W + w] - x[ia + W + w], uz = x[ib + 2 * W + w] - x[ia + 2 * W + w];
+        const T vx = x[ic + w] - x[ib + w], vy = x[ic + W + w] - x[ib + W + w], vz = x[ic + 2 * W + w] - x[ib + 2 * W + w];
+        const T tx = x[id + w] - x[ic + w], ty = x[id + W + w] - x[ic + W + w], tz = x[id + 2 * W + w] - x[ic + 2 * W + w];
+        const T mx = uy * vz - uz * vy, my = uz * vx - ux * vz, mz = ux * vy - uy * vx;
+        const T nx = vy * tz - vz * ty, ny = vz * tx - vx * tz, nz = vx * ty - vy * tx;
+        const T sine = std::sqrt(vx * vx + vy * vy + vz * vz) * (ux * nx + uy * ny + uz * nz);
+        const T cosine = mx * nx + my * ny + mz * nz;
+        // (cosine, sine) has length |m| |n|: normalising by its own length keeps cos^2 + sin^2 = 1 to rounding.
+        const T scale = 1 / std::sqrt(cosine * cosine + sine * sine + T(1e-36));
+        c[w] = cosine * scale, s[w] = sine * scale;
+    }
+}
+
+// The forces of a dihedral angle whose energy has the given slope.
+template <class T, int W>
+inline void twist(const T *x, T *f, int64_t ia, int64_t ib, int64_t ic, int64_t id, const T *slope) {
+    LANES {
+        const T ux = x[ib + w] - x[ia + w], uy = x[ib + W + w] - x[ia + W + w], uz = x[ib + 2 * W + w] - x[ia + 2 * W + w];
+        const T vx = x[ic + w] - x[ib + w], vy = x[ic + W + w] - x[ib + W + w], vz = x[ic + 2 * W + w] - x[ib + 2 * W + w];
+        const T tx = x[id + w] - x[ic + w], ty = x[id + W + w] - x[ic + W + w], tz = x[id + 2 * W + w] - x[ic + 2 * W + w];
+        const T mx = uy * vz - uz * vy, my = uz * vx - ux * vz, mz = ux * vy - uy * vx;
+        const T nx = vy * tz - vz * ty, ny = vz * tx - vx * tz, nz = vx * ty - vy * tx;
+        const T vv = vx * vx + vy * vy + vz * vz, v = std::sqrt(vv);
+        // dphi/da = -|v| m / |m|^2, dphi/dd = |v| n / |n|^2; b and c take the rest (Blondel, Karplus, 1996).
+        const T ga = -slope[w] * v / (mx * mx + my * my + mz * mz + T(1e-36));
+        const T gd = slope[w] * v / (nx * nx + ny * ny + nz * nz + T(1e-36));
+        const T p = (ux * vx + uy * vy + uz * vz) / vv, q = (tx * vx + ty * vy + tz * vz) / vv;
+        const T ax = ga * mx, ay = ga * my, az = ga * mz, dx = gd * nx, dy = gd * ny, dz = gd * nz;
+        f[ia + w] -= ax, f[ia + W + w] -= ay, f[ia + 2 * W + w] -= az;
+        f[id + w] -= dx, f[id + W + w] -= dy, f[id + 2 * W + w] -= dz;
+        f[ib + w] += (1 + p) * ax - q * dx, f[ib + W + w] += (1 + p) * ay - q * dy;
+        f[ib + 2 * W + w] += (1 + p) * az - q * dz;
+        f[ic + w] += (1 + q) * dx - p * ax, f[ic + W + w] += (1 + q) * dy - p * ay;
+        f[ic + 2 * W + w] += (1 + q) * dz - p * az;
+    }
+}
+
 template <class T, int W>
 void torsions(const Model<T> &m, const T *x, T *f, double *energy) {
     for (int64_t k = 0; k < m.n_torsions; ++k) {
@@ -84,17 +128,9 @@ void torsions(const Model<T> &m, const T *x, T *f, double *energy) {
                       ic = 3 * W * m.torsion_atoms[4 * k + 2], id = 3 * W * m.torsion_atoms[4 * k + 3];
         const T *series = m.torsion + k * (1 + 2 * m.n_harmonics);
         T c1[W], s1[W], cn[W], sn[W], e[W], slope[W];
+        dihedral<T, W>(x, ia, ib, ic, id, c1, s1);
         LANES {
-            const T ux = x[ib + w] - x[ia + w], uy = x[ib + W + w] - x[ia + W + w], uz = x[ib + 2 * W + w] - x[ia + 2 * W + w];
-            const T vx = x[ic + w] - x[ib + w], vy = x[ic + W + w] - x[ib + W + w], vz = x[ic + 2 * W + w] - x[ib + 2 * W + w];
-            const T tx = x[id + w] - x[ic + w], ty = x[id + W + w] - x[ic + W + w], tz = x[id + 2 * W + w] - x[ic + 2 * W + w];
-            const T mx = uy * vz - uz * vy, my = uz * vx - ux * vz, mz = ux * vy - uy * vx;
-            const T nx = vy * tz - vz * ty, ny = vz * tx - vx * tz, nz = vx * ty - vy * tx;
-            const T sine = std::sqrt(vx * vx + vy * vy + vz * vz) * (ux * nx + uy * ny + uz * nz);
-            const T cosine = mx * nx + my * ny + mz * nz;
-            // (cosine, sine) has length |m| |n|: normalising by its own length keeps cos^2 + sin^2 = 1 to rounding.
-            const T scale = 1 / std::sqrt(cosine * cosine + sine * sine + T(1e-36));
-            c1[w] = cn[w] = cosine * scale, s1[w] = sn[w] = sine * scale;
+            cn[w] = c1[w], sn[w] = s1[w];
             e[w] = series[0], slope[w] = 0;
         }
         for (int64_t n = 1; n <= m.n_harmonics; ++n) {
@@ -107,26 +143,54 @@ void torsions(const Model<T> &m, const T *x, T *f, double *energy) {
                 cn[w] = next;
             }
         }
-        LANES {
-            const T ux = x[ib + w] - x[ia + w], uy = x[ib + W + w] - x[ia + W + w], uz = x[ib + 2 * W + w] - x[ia + 2 * W + w];
-            const T vx = x[ic + w] - x[ib + w], vy = x[ic + W + w] - x[ib + W + w], vz = x[ic + 2 * W + w] - x[ib + 2 * W + w];
-            const T tx = x[id + w] - x[ic + w], ty = x[id + W + w] - x[ic + W + w], tz = x[id + 2 * W + w] - x[ic + 2 * W + w];
-            const T mx = uy * vz - uz * vy, my = uz * vx - ux * vz, mz = ux * vy - uy * vx;
-            const T nx = vy * tz - vz * ty, ny = vz * tx - vx * tz, nz = vx * ty - vy * tx;
-            const T vv = vx * vx + vy * vy + vz * vz, v = std::sqrt(vv);
-            energy[w] += e[w];
-            // dphi/da = -|v| m / |m|^2, dphi/dd = |v| n / |n|^2; b and c take the rest (Blondel, Karplus, 1996).
-            const T ga = -slope[w] * v / (mx * mx + my * my + mz * mz + T(1e-36));
-            const T gd = slope[w] * v / (nx * nx + ny * ny + nz * nz + T(1e-36));
-            const T p = (ux * vx + uy * vy + uz * vz) / vv, q = (tx * vx + ty * vy + tz * vz) / vv;
-            const T ax = ga * mx, ay = ga * my, az = ga * mz, dx = gd * nx, dy = gd * ny, dz = gd * nz;
-            f[ia + w] -= ax, f[ia + W + w] -= ay, f[ia + 2 * W + w] -= az;
-            f[id + w] -= dx, f[id + W + w] -= dy, f[id + 2 * W + w] -= dz;
-            f[ib + w] += (1 + p) * ax - q * dx, f[ib + W + w] += (1 + p) * ay - q * dy;
-            f[ib + 2 * W + w] += (1 + p) * az - q * dz;
-            f[ic + w] += (1 + q) * dx - p * ax, f[ic + W + w] += (1 + q) * dy - p * ay;
-            f[ic + 2 * W + w] += (1 + q) * dz - p * az;
+        LANES energy[w] += e[w];
+        twist<T, W>(x, f, ia, ib, ic, id, slope);
+    }
+}
+
+// The cell of a periodic grid that an angle falls into, and the coordinate in it, 0 to 1. NaN falls into cell 0.
+template <class T, int W>
+inline void locate(const T *c, const T *s, int size, int *cell, T *fraction) {
+    T position[W];
+    LANES {
+        const T angle = boltzflow::atan2_upper(s[w] < 0 ? -s[w] : s[w], c[w]);
+        position[w] = (s[w] < 0 ? T(6.283185307179586) - angle : angle) * (size / T(6.283185307179586));
+    }
+    for (int w = 0; w < W; ++w) {
+        const int lower = position[w] >= 0 ? int(position[w]) : 0;
+        cell[w] = lower < size ? lower : 0;
+        fraction[w] = position[w] - lower;
+    }
+}
+
+template <class T, int W>
+void correction_maps(const Model<T> &m, const T *x, T *f, double *energy) {
+    for (int64_t k = 0; k < m.n_maps; ++k) {
+        int64_t atom[8];
+        for (int n = 0; n < 8; ++n) atom[n] = 3 * W * m.map_atoms[10 * k + n];
+        const int first = m.map_atoms[10 * k + 8], size = m.map_atoms[10 * k + 9];
+        T c[W], s[W], u[W], v[W], du[W], dv[W];
+        int row[W], column[W];
+        dihedral<T, W>(x, atom[0], atom[1], atom[2], atom[3], c, s);
+        locate<T, W>(c, s, size, row, u);
+        dihedral<T, W>(x, atom[4], atom[5], atom[6], atom[7], c, s);
+        locate<T, W>(c, s, size, column, v);
+        const T per_radian = size / T(6.283185307179586);
+        for (int w = 0; w < W; ++w) {
+            const T *a = m.map + 16 * (first + int64_t(row[w]) * size + column[w]);
+            T e = 0, eu = 0, ev = 0;
+            for (int n = 3; n >= 0; --n) {  // Horner's scheme in u of the polynomials in v, with both derivatives
+                const T *b = a + 4 * n;
+                const T value = b[0] + v[w] * (b[1] + v[w] * (b[2] + v[w] * b[3]));
+                eu = e + u[w] * eu;
+                e = value + u[w] * e;
+                ev = b[1] + v[w] * (2 * b[2] + v[w] * 3 * b[3]) + u[w] * ev;
+            }
+            energy[w] += e;
+            du[w] = eu * per_radian, dv[w] = ev * per_radian;
         }
+        twist<T, W>(x, f, atom[0], atom[1], atom[2], atom[3], du);
+        twist<T, W>(x, f, atom[4], atom[5], atom[6], atom[7], dv);
     }
 }
 
@@ -153,6 +217,16 @@ inline T descreening(T r, T inverse_r, T rho, T s, bool engulfed, T &slope) {
     return near * value;
 }
 
+// The neck between two atoms, of a given centre and height, and its slope; beyond its reach there is none.
+template <class T>
+inline T necking(T r, T reach, T centre, T height, T &slope) {
+    const T d = r - centre, d2 = d * d, d5 = d2 * d2 * d;
+    const T near = r <= reach ? T(1) : T(0);
+    const T inverse = 1 / (1 + 100 * d2 + T(3e5) * d5 * d), value = near * height * inverse;
+    slope -= value * inverse * (200 * d + T(1.8e6) * d5);
+    return value;
+}
+
 template <class T, int W>
 struct Scratch {
     std::vector<T> memory;
@@ -169,18 +243,19 @@ struct Scratch {
 };
 
 // 1. Born radii, and the slopes of the descreening integrals for step 3.
-template <class T, int W, bool engulfed>
+template <class T, int W, bool engulfed, bool has_neck>
 void born_radii(const Model<T> &m, Scratch<T, W> &t, double *energy) {
     const int64_t n = m.n_atoms;
     for (int64_t k = 0; k < n * W; ++k) t.born[k] = 0;
     int64_t p = 0;
     for (int64_t i = 0; i < n; ++i) {
         const T *xi = t.x + 3 * W * i;
-        const T rho_i = m.born[4 * i + 1], s_i = m.born[4 * i + 3];
+        const T rho_i = m.born[7 * i + 1], s_i = m.born[7 * i + 3];
         T sum[W] = {};
         for (int64_t j = i + 1; j < n; ++j, ++p) {
             const T *xj = t.x + 3 * W * j;
-            const T rho_j = m.born[4 * j + 1], s_j = m.born[4 * j + 3];
+            const T rho_j = m.born[7 * j + 1], s_j = m.born[7 * j + 3];
+            const T *neck = m.neck + 5 * p;
             T *sum_j = t.born + W * j, *slope_i = t.slope_i + W * p, *slope_j = t.slope_j + W * p;
             LANES {
                 const T dx = xi[w] - xj[w], dy = xi[W + w] - xj[W + w], dz = xi[2 * W + w] - xj[2 * W + w];
@@ -189,14 +264,19 @@ void born_radii(const Model<T> &m, Scratch<T, W> &t, double *energy) {
                 T di, dj;
                 sum[w] += descreening<T>(r, inverse_r, rho_i, s_j, engulfed, di);
                 sum_j[w] += descreening<T>(r, inverse_r, rho_j, s_i, engulfed, dj);
+                if (has_neck) {
+                    sum[w] += necking<T>(r, neck[0], neck[1], neck[2], di);
+                    sum_j[w] += necking<T>(r, neck[0], neck[3], neck[4], dj);
+                }
                 slope_i[w] = di, slope_j[w] = dj;
             }
         }
         LANES t.born[W * i + w] += sum[w];
     }
-    const T alpha = m.alpha, beta = m.beta, gamma = m.gamma, prefactor = m.prefactor, surface = m.surface;
+    const T prefactor = m.prefactor, surface = m.surface;
     for (int64_t i = 0; i < n; ++i) {
-        const T charge = m.born[4 * i], rho = m.born[4 * i + 1], radius = m.born[4 * i + 2];
+        const T charge = m.born[7 * i], rho = m.born[7 * i + 1], radius = m.born[7 * i + 2];
+        const T alpha = m.born[7 * i + 4], beta = m.born[7 * i + 5], gamma = m.born[7 * i + 6];
         const T area = surface * (radius + T(kProbe)) * (radius + T(kProbe));
         T *born = t.born + W * i, *chain = t.chain + W * i;
         LANES {
@@ -223,12 +303,12 @@ void pairs(const Model<T> &m, Scratch<T, W> &t, double *energy) {
     int64_t p = 0;
     for (int64_t i = 0; i < n; ++i) {
         const T *xi = t.x + 3 * W * i;
-        const T charge_i = has_born ? prefactor * m.born[4 * i] : T(0);
+        const T charge_i = has_born ? prefactor * m.born[7 * i] : T(0);
         T sum[W] = {}, chain_i[W] = {};
         for (int64_t j = i + 1; j < n; ++j, ++p) {
             const T *xj = t.x + 3 * W * j;
             const T *pair = m.pair + 3 * p;
-            const T charges = has_born ? charge_i * m.born[4 * j] : T(0);
+            const T charges = has_born ? charge_i * m.born[7 * j] : T(0);
             const T *born_i = t.born + W * i, *born_j = t.born + W * j;
             T *chain_j = t.chain + W * j, *radial = t.radial + W * p;
             LANES {
@@ -295,10 +375,12 @@ void pair_forces(const Model<T> &m, Scratch<T, W> &t) {
 template <class T, int W, bool has_pairs, bool has_born>
 void all_pairs(const Model<T> &m, Scratch<T, W> &t, double *energy) {
     if (has_born) {
-        if (m.engulfed)
-            born_radii<T, W, true>(m, t, energy);
+        if (m.has_neck)
+            born_radii<T, W, false, true>(m, t, energy);
+        else if (m.engulfed)
+            born_radii<T, W, true, false>(m, t, energy);
         else
-            born_radii<T, W, false>(m, t, energy);
+            born_radii<T, W, false, false>(m, t, energy);
     }
     pairs<T, W, has_pairs, has_born>(m, t, energy);
     pair_forces<T, W, has_born>(m, t);
@@ -320,6 +402,7 @@ void evaluate(const Model<T> &m, const T *positions, double *energies, T *forces
         bonds<T, W>(m, t.x, t.f, energy);
         angles<T, W>(m, t.x, t.f, energy);
         torsions<T, W>(m, t.x, t.f, energy);
+        correction_maps<T, W>(m, t.x, t.f, energy);
         if (pairs && born)
             all_pairs<T, W, true, true>(m, t, energy);
         else if (born)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from boltzflow._typing import Float, Float64, Tensor
+from boltzflow.forcefield.cmap_torsion import CMAPTorsions
 from boltzflow.forcefield.generalized_born import GeneralizedBorn
 from boltzflow.forcefield.harmonic_angle import HarmonicAngles
 from boltzflow.forcefield.harmonic_bond import HarmonicBonds
@@ -38,9 +39,15 @@ DTYPES = {torch.float32: "boltzflow_float", torch.float64: "boltzflow_double"}
 class _Model(ctypes.Structure):
     """Mirrors Model in kernel.cpp, field by field."""
 
-    _SIZES = ("n_atoms", "n_bonds", "n_angles", "n_torsions", "n_harmonics", "has_pairs", "has_born", "engulfed")
-    _TENSORS = ("bond_atoms", "bond", "angle_atoms", "angle", "torsion_atoms", "torsion", "pair", "born")
-    _NUMBERS = ("alpha", "beta", "gamma", "prefactor", "surface")
+    _SIZES = (
+        *("n_atoms", "n_bonds", "n_angles", "n_torsions", "n_harmonics", "n_maps"),
+        *("has_pairs", "has_born", "has_neck", "engulfed"),
+    )
+    _TENSORS = (
+        *("bond_atoms", "bond", "angle_atoms", "angle", "torsion_atoms", "torsion", "map_atoms", "map"),
+        *("pair", "born", "neck"),
+    )
+    _NUMBERS = ("prefactor", "surface")
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
         *((name, ctypes.c_void_p) for name in _TENSORS),
@@ -132,8 +139,8 @@ class Kernel:
         """Pack the terms.
 
         Args:
-            forcefield: in float32 or float64 on the CPU. Terms of other kinds, and second Nonbonded or GeneralizedBorn
-                terms, are left in ``rest``, a force field of their own (None without such terms).
+            forcefield: in float32 or float64 on the CPU. Terms of other kinds, and second terms of CMAP, Nonbonded or
+                GeneralizedBorn, are left in ``rest``, a force field of their own (None without such terms).
         """
         self.dtype = forcefield.dtype
         self.n_atoms = forcefield.n_atoms
@@ -141,7 +148,7 @@ class Kernel:
         taken: dict[type, list[Term]] = {}
         for term in forcefield.terms:
             kind = type(term)
-            single = kind in (Nonbonded, GeneralizedBorn)
+            single = kind in (CMAPTorsions, Nonbonded, GeneralizedBorn)
             if kind in (HarmonicBonds, HarmonicAngles, PeriodicTorsions) or (single and kind not in taken):
                 taken.setdefault(kind, []).append(term)
             else:
@@ -163,6 +170,10 @@ class Kernel:
             names = ("atoms", "periodicity", "phase", "k")
             merged = PeriodicTorsions(**dict(zip(names, joined(PeriodicTorsions, names), strict=True)))
             tensors["torsion_atoms"], tensors["torsion"] = _series(merged)
+        if CMAPTorsions in taken:
+            (term,) = taken[CMAPTorsions]
+            tensors["map_atoms"] = torch.cat([term.atoms, term.first_cell, term.size], 1)
+            tensors["map"] = term.coefficients
         if Nonbonded in taken:
             (term,) = taken[Nonbonded]
             pair = term.qq.new_zeros((self.n_atoms * (self.n_atoms - 1) // 2, 3))
@@ -170,8 +181,12 @@ class Kernel:
             tensors["pair"] = pair
         if GeneralizedBorn in taken:
             (term,) = taken[GeneralizedBorn]
-            tensors["born"] = torch.stack([term.charge, term.offset_radius, term.radius, term.scaled_radius], 1)
-            numbers = dict(term.options)
+            atoms = torch.stack([term.charge, term.offset_radius, term.radius, term.scaled_radius], 1)
+            tensors["born"] = torch.cat([atoms, term.coefficients], 1)
+            numbers = {name: term.options[name] for name in ("prefactor", "surface", "engulfed")}
+            if len(term.neck):
+                i, j = term.ij
+                tensors["neck"] = torch.cat([term.necks(i, j), term.necks(j, i)[1:]]).T
         self._tensors = {
             name: value.to(torch.int32 if name.endswith("atoms") else self.dtype).contiguous()
             for name, value in tensors.items()
@@ -182,8 +197,10 @@ class Kernel:
             "n_angles": len(tensors["angle"]),
             "n_torsions": len(tensors["torsion"]),
             "n_harmonics": (tensors["torsion"].shape[1] - 1) // 2 if len(tensors["torsion"]) else 0,
+            "n_maps": len(tensors["map_atoms"]),
             "has_pairs": Nonbonded in taken,
             "has_born": GeneralizedBorn in taken,
+            "has_neck": len(tensors["neck"]) > 0,
             **numbers,
         }
 

@@ -14,7 +14,7 @@ from boltzflow.forcefield.term import TERMS, Term, all_pairs, pair_distances
 
 __all__ = ["AngleParameters", "BondParameters", "ForceField", "TorsionParameters"]
 
-_FORMAT = "boltzflow-forcefield-1"
+_FORMAT = "boltzflow-forcefield-2"
 
 
 class BondParameters(NamedTuple):

@@ -17,6 +17,9 @@ FORCE_FIELDS = {
     "obc2": ("amber14-all.xml", "implicit/obc2.xml"),
     "gbsaobc": ("amber99sbildn.xml", "amber99_obc.xml"),
     "vacuum": ("amber99sbildn.xml",),
+    "gbn": ("amber14-all.xml", "implicit/gbn.xml"),
+    "gbn2": ("amber19-all.xml", "implicit/gbn2.xml"),
+    "hct": ("amber14-all.xml", "implicit/hct.xml"),
 }
 
 

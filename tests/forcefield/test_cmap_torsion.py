@@ -92,7 +92,10 @@ def test_a_straight_line_has_a_finite_force(single):
     assert force.isfinite().all()
 
 
-def test_nan_stays_in_its_row(single, random_positions):
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_nan_stays_in_its_row(single, random_positions, backend):
+    forcefield = from_openmm(single)
+    forcefield = forcefield.compiled() if backend == "compiled" else forcefield
     x = random_positions[:3].clone()
     x[1, 2, 0] = float("nan")
-    assert from_openmm(single)(x).isnan().tolist() == [False, True, False]
+    assert forcefield(x).isnan().tolist() == [False, True, False]

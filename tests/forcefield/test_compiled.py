@@ -36,6 +36,14 @@ def test_a_compiler_is_used(compiled):
     assert compiled.backend == "compiled"
 
 
+@needs_compiler
+@pytest.mark.parametrize("name", ["shipped", "obc2", "gbsaobc", "gbn", "gbn2"])
+def test_the_kernel_covers_every_term(make_system, geometries, name):
+    forcefield = from_openmm(make_system(name)).compiled()
+    forcefield(geometries[:1])
+    assert forcefield._kernel.rest is None
+
+
 def test_equals_the_eager_twin(system, geometries):
     eager = from_openmm(system)
     energy, force = eager.energy_and_force(geometries)

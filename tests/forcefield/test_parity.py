@@ -60,7 +60,7 @@ def test_each_force(system, geometries, reference, errors, backend):
 
 
 @pytest.mark.parametrize("sasa", ["ACE", None])
-@pytest.mark.parametrize("model", ["obc1", "obc2"])
+@pytest.mark.parametrize("model", ["obc1", "obc2", "gbn2"])
 def test_dielectrics_and_surface_term(make_system, geometries, reference, errors, model, sasa):
     system = make_system(model, sasaMethod=sasa, soluteDielectric=2.0, solventDielectric=60.0)
     forcefield = from_openmm(system)
