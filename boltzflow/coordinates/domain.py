@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from boltzflow._typing import Bool, Float, Float64, Int, Tensor
+from boltzflow.coordinates.graph import neighbour_lists, smallest_ring
 from boltzflow.coordinates.internal import InternalCoordinateMap
 from boltzflow.coordinates.sector import LabelSector
 from boltzflow.coordinates.zmatrix import ZMatrix
@@ -18,6 +19,8 @@ __all__ = ["InternalDomain"]
 # Widths where no term of the force field gives one, nm and rad; see InternalDomain.from_force_field.
 _LINK_LENGTH, _LINK_ANGLE = 0.1, 0.5
 _FREE_BOND, _FREE_ANGLE = 0.005, 0.2
+# Torsions about the bonds of larger rings explore the circle.
+_SMALL_RING = 8
 _NEARLY_STRAIGHT = math.sin(math.radians(10))
 
 
@@ -35,9 +38,11 @@ class InternalDomain:
         angle_std: (n_atoms - 2,) rad.
         torsion_mean: (n_atoms - 3,) rad.
         torsion_std: (n_atoms - 3,) rad. For siblings the width of the one mode; for proper torsions the width of the
-            well of the reference, at most pi.
+            well of the reference, at most pi; in small rings at least half of the torsion in the ring, so that the
+            inverted ring is within four widths.
         hand: (n_atoms - 3,) +1, -1 or 0 for (0, pi), (-pi, 0) or the circle, of ``LabelSector``.
-        soft: (n_atoms - 3,) bool; True for proper torsions, which explore the circle.
+        soft: (n_atoms - 3,) bool; True for torsions that explore the circle: the proper ones but for those about bonds
+            of rings of up to eight atoms.
     """
 
     bond_mean: Float64[Tensor, " n_bonds"]
@@ -123,15 +128,19 @@ class InternalDomain:
         std = _harmonic_widths(reference, z, bonds=bonds, angles=angles, torsions=torsions, widths=widths, kT=kT)
         bond_std, angle_std, torsion_std = std.split([n - 1, n - 2, n - 3])
         q, _ = InternalCoordinateMap(z)(reference[None])
+        in_ring = _ring_torsions(z, reference)
+        flip = torch.tensor([0.5 * abs(in_ring.get(row, 0.0)) for row in range(n - 3)], dtype=torch.float64)
+        soft = torch.as_tensor(z.proper).clone()
+        soft[list(in_ring)] = False
         return cls(
             bond_mean=q.bonds[0],
             bond_std=bond_std,
             angle_mean=q.angles[0],
             angle_std=angle_std,
             torsion_mean=q.torsions[0],
-            torsion_std=torsion_std,
+            torsion_std=torch.maximum(torsion_std, flip),
             hand=sector.hand.cpu(),
-            soft=torch.as_tensor(z.proper),
+            soft=soft,
         )
 
 
@@ -141,6 +150,18 @@ def _widths(kinds: Sequence[tuple[Sequence[bool] | np.ndarray, float]], n: int) 
     for mask, width in kinds:
         widths[torch.as_tensor(mask)] = width
     return widths
+
+
+def _ring_torsions(z: ZMatrix, x: Tensor) -> dict[int, float]:
+    """Return the rows of the proper torsions about bonds of small rings, each with the torsion in the ring itself."""
+    neighbours = neighbour_lists(z.n_atoms, z.bonds)
+    found = {}
+    for row, (_, b, c, _) in enumerate(z.torsion_atoms.tolist()):
+        ring = smallest_ring(b, c, neighbours, largest=_SMALL_RING) if z.proper[row] and c in neighbours[b] else None
+        if ring is not None:
+            # three atoms lie in a plane, so the torsion of a small ring of three is zero
+            found[row] = float(_twist(x[[ring[1], b, c, ring[-2]]][None])) if len(ring) > 3 else 0.0
+    return found
 
 
 def _harmonic_widths(

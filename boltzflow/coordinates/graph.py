@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
-__all__ = ["colour_classes", "connected_components", "distances_from", "neighbour_lists"]
+__all__ = ["colour_classes", "connected_components", "distances_from", "neighbour_lists", "smallest_ring"]
 
 
 def neighbour_lists(n_atoms: int, bonds: Sequence[tuple[int, int]]) -> list[list[int]]:
@@ -59,6 +59,30 @@ def connected_components(neighbours: Sequence[Sequence[int]]) -> list[list[int]]
                         component.append(other)
             components.append(sorted(component))
     return components
+
+
+def smallest_ring(i: int, j: int, neighbours: Sequence[Sequence[int]], *, largest: int) -> list[int] | None:
+    """Return the atoms of a smallest ring through the bond i-j, in order from i to j; None if it has more than so many.
+
+    Args:
+        i: one atom of the bond.
+        j: the other.
+        neighbours: of every atom.
+        largest: number of atoms up to which rings are looked for.
+    """
+    before = {i: i}
+    shell = [i]
+    for _ in range(largest - 1):
+        shell = [(a, b) for a in shell for b in neighbours[a] if b not in before and (a, b) != (i, j)]
+        for a, b in shell:
+            before.setdefault(b, a)
+        if j in before:
+            path = [j]
+            while path[-1] != i:
+                path.append(before[path[-1]])
+            return path[::-1]
+        shell = list(dict.fromkeys(b for _, b in shell))
+    return None
 
 
 def colour_classes(elements: Sequence[int], neighbours: Sequence[Sequence[int]]) -> list[int]:
