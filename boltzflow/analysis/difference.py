@@ -1,5 +1,6 @@
 """SystemDifference: the free-energy difference between two systems, and how it was found."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +42,7 @@ class SystemDifference:
     seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, as `free-energy --json` prints them."""
+        """Plain numbers and strings, as `free-energy --json` prints them; None for what is not finite."""
         e = self.estimate
         return {
             "from": self.names[0],
@@ -54,7 +55,10 @@ class SystemDifference:
             "method": self.method,
             "error_method": e.method,
             "n_effective": e.n_effective,
-            "states": self.states,
+            "states": [
+                {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+                for row in self.states
+            ],
             "overlap": None if self.overlap is None else self.overlap.tolist(),
             "diagnostics": self.diagnostics,
             "n_energy": self.ledger.n_energy(),

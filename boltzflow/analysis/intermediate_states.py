@@ -27,6 +27,8 @@ WANTED_OVERLAP = 0.1
 """Overlap of neighbours that insertion aims at; 0.03 is the least at which errors can be relied on."""
 NO_OVERLAP = 1e-3
 PILOT_RECORDS = 30
+FORBIDDEN = 1e10
+"""A reduced energy in place of infinity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +52,17 @@ class Recorded:
             return np.nan_to_num(self.u_b - self.u_a, nan=np.inf, posinf=np.inf, neginf=-np.inf)
 
     def u_kn(self) -> np.ndarray:
-        """Reduced energy at every state of every sample, samples by state, then record, then chain: (K, K n)."""
+        """Reduced energy at every state of every sample, samples by state, then record, then chain: (K, K n).
+
+        Infinite energies are given as 10¹⁰.
+        """
         a, b = (u.transpose(1, 0, 2).ravel() for u in (self.u_a, self.u_b))
         lam = self.lambdas[:, None]
-        # an end of weight zero does not count, however large its energy is (0·inf)
-        return np.where(lam == 1, 0.0, (1 - lam) * a) + np.where(lam == 0, 0.0, lam * b)
+        with np.errstate(invalid="ignore"):
+            # an end of weight zero does not count, however large its energy is (0·inf)
+            u = np.where(lam == 1, 0.0, (1 - lam) * a) + np.where(lam == 0, 0.0, lam * b)
+        # MBAR takes finite numbers; the weight of both is exactly zero
+        return np.where(u == np.inf, FORBIDDEN, u)
 
     def chains(self) -> np.ndarray:
         """Chain of every sample in the order of `u_kn`."""
@@ -203,7 +211,7 @@ class IntermediateStates:
                     f"states would be needed where max_states = {max_states}: allow more states, or go through a "
                     "system in between and add the two differences."
                 )
-            self.set_states(wanted)
+            self.set_states(wanted.tolist())
             self.burn_in(n_burn_in)
 
     def sample(

@@ -158,7 +158,7 @@ def structure_states(
     topology = ensemble.to_mdtraj().topology
     chosen = rmsd_atoms(topology, atoms)
     references = [read_structure(file, topology, atoms=chosen) for file in files]
-    distances = [rmsd(ensemble, reference, atoms=chosen) for reference in references]
+    distances = [rmsd(ensemble, reference, atoms=chosen.tolist()) for reference in references]
     rows = [d < (math.inf if radius is None else radius) for d in distances]
     if len(rows) == 2:
         both = rows[0] & rows[1] & (ensemble.weights > 0)
@@ -222,6 +222,10 @@ def read_structure(file: str | os.PathLike, topology: Any, *, atoms: np.ndarray)
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"structure {path}: no such file.")
+    if path.suffix.lower() in {".pdb", ".ent"}:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            if not any(line.startswith(("ATOM", "HETATM")) for line in lines):
+                raise FormatError(f"structure {path}: holds no atoms; expected a PDB file with ATOM records.")
     try:
         loaded = mdtraj.load(str(path))
     except Exception as error:  # mdtraj raises many kinds for a file that it cannot read

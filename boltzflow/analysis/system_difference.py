@@ -259,16 +259,19 @@ def _describe(recorded: Recorded) -> list[dict[str, Any]]:
     rows = []
     for k, lam in enumerate(recorded.lambdas.tolist()):
         work = recorded.work[:, k]
-        finite = bool(np.isfinite(work).all())
-        chains = list(work.T)
-        g = statistical_inefficiency(chains) if finite else math.nan
+        mean = float(work.mean())
+        if not np.isfinite(work).all():
+            # ranks, which R-hat compares, stay as they are
+            highest = work[np.isfinite(work)].max(initial=0.0)
+            work = np.minimum(work, highest + 1.0)
+        g = statistical_inefficiency(list(work.T))
         rows.append(
             {
                 "lambda": lam,
                 "n": work.size,
                 "n_independent": work.size / g,
-                "mean_work": float(work.mean()) if finite else math.inf,
-                "r_hat": split_rhat(work.T) if finite and len(work) >= 4 else math.nan,
+                "mean_work": mean,
+                "r_hat": split_rhat(work.T) if len(work) >= 4 else math.nan,
             }
         )
     return rows

@@ -57,12 +57,6 @@ def paired_targets(a: "System", b: "System") -> tuple[MoleculeTarget, MoleculeTa
     if names[0] != names[1] and a.name != b.name:
         names = (a.name, b.name)
     check_same_atoms(a.topology, b.topology, names=names)
-    if a.fingerprint == b.fingerprint:
-        if a.temperature == b.temperature:
-            raise FormatError(f"{names[0]} and {names[1]} are one system at one temperature: the difference is zero.")
-        target = copy.copy(a.target)
-        target.temperature, target.name = b.temperature, b.name
-        return a.target, target, []
     differing = sorted(set(a.bonds) ^ set(b.bonds))
     if differing:
         atom = list(a.topology.atoms)
@@ -71,7 +65,7 @@ def paired_targets(a: "System", b: "System") -> tuple[MoleculeTarget, MoleculeTa
             f"{names[0]} and {names[1]} differ in {len(differing)} bonds, e.g. {atom[i]}-{atom[j]}, which only {owner} "
             "has: expected the same bonds. Make one of the systems anew from the topology of the other."
         )
-    second, notes = copy.copy(b.target), []
+    notes = []
     if not bool(a.sector.contains(b.positions[None])):
         moved, _ = a.sector.relabel(b.positions[None])
         if not bool(a.sector.contains(moved)):
@@ -80,9 +74,15 @@ def paired_targets(a: "System", b: "System") -> tuple[MoleculeTarget, MoleculeTa
                 "they are different molecules; make both from one structure."
             )
         notes.append(f"identical hydrogens are labelled as in {names[0]} for both ends (log n_copies cancels)")
-    second.sector, second.sector_description = a.target.sector, a.target.sector_description
-    if second.name == a.target.name:
-        second.name = f"{second.name} ({b.folder})"
+    if a.fingerprint == b.fingerprint:
+        if a.temperature == b.temperature:
+            raise FormatError(f"{names[0]} and {names[1]} are one system at one temperature: the difference is zero.")
+        second = copy.copy(a.target)
+        second.temperature = b.temperature
+    else:
+        second = copy.copy(b.target)
+        second.sector, second.sector_description = a.target.sector, a.target.sector_description
+    second.name = b.name if b.name != a.name else f"{b.name} ({b.folder})"
     return a.target, second, notes
 
 

@@ -93,7 +93,9 @@ def test_collective_variables_from_text(dipeptide):
         ("phi", torsion(dipeptide, "phi"), "rad", True),
         ("psi:1", torsion(dipeptide, "psi"), "rad", True),
         ("torsion:4,6,8,14", torsion(dipeptide, "phi"), "rad", True),
+        ("torsion:ACE1-C,ALA2-N,ALA2-CA,14", torsion(dipeptide, "phi"), "rad", True),
         ("distance:0,5", distance(dipeptide, [0, 5]), "nm", False),
+        ("distance:ACE1-CH3,ACE1-O", distance(dipeptide, [1, 5]), "nm", False),
         ("rg", radius_of_gyration(dipeptide), "nm", False),
         ("reduced_energy", dipeptide.reduced_energies, "kT", False),
         ("positions:4", dipeptide.samples["positions"].reshape(200, -1)[:, 4], "", False),
@@ -110,6 +112,8 @@ def test_collective_variables_from_text(dipeptide):
         ("phii", UnknownNameError, "did you mean 'phi'"),
         ("torsion:1,2,x,4", ValueError, "separated by commas"),
         ("distance:", ValueError, "separated by commas"),
+        ("distance:ACE1-C,", ValueError, "separated by commas"),
+        ("distance:ACE1-C,ALA2-CZ", UnknownNameError, "no atom 'ALA2-CZ'; did you mean 'ALA2-C"),
         ("positions", ValueError, "name one entry"),
         ("positions:66", ValueError, "name one entry"),
     ],
@@ -117,6 +121,22 @@ def test_collective_variables_from_text(dipeptide):
 def test_wrong_collective_variables_are_named(dipeptide, spec, error, match):
     with pytest.raises(error, match=match):
         collective_variable(dipeptide, spec)
+
+
+def test_atoms_of_the_same_name_in_two_chains_need_an_index(dipeptide):
+    frame = dipeptide.to_mdtraj()[0]
+    both = frame.topology.join(frame.topology)
+    twice = Ensemble(
+        samples={"positions": np.concatenate([frame.xyz, frame.xyz + 1], axis=1)},
+        log_weights=np.zeros(1),
+        reduced_energies=np.zeros(1),
+        target="two",
+        topology=both,
+    )
+    with pytest.raises(
+        ValueError, match=r"there are 2 atoms 'ALA2-CA' \(several chains\); name one by its index, 8 or 30"
+    ):
+        collective_variable(twice, "distance:ALA2-CA,4")
 
 
 def test_circular_fields_are_wrapped():
