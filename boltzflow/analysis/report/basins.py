@@ -84,7 +84,7 @@ def find_basins(profile: Profile) -> list[Interval]:
         top = [j % n if profile.periodic else min(max(j, 0), n - 1) for j in range(barrier - 1, barrier + 2)]
         drop = p[rows].mean() - p[top].mean()
         noise = math.sqrt(variance[rows].sum() / len(rows) ** 2 + variance[top].sum() / len(top) ** 2)
-        return height[barrier] - height[basin] >= BARRIER and drop >= SIGMAS * noise
+        return bool(height[barrier] - height[basin] >= BARRIER and drop >= SIGMAS * noise)
 
     for k in np.argsort(height, kind="stable"):
         k = int(k)

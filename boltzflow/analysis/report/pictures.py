@@ -70,8 +70,10 @@ def as_svg(
         name: Different for every figure of a page, since the identifiers inside follow from it.
     """
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
+        figure = Figure(figsize=size)
+        # room for labels of any width, in inches: to measure it would double the time
+        _place(figure, left=0.72, right=0.12, bottom=0.52, top=0.28)
+        draw(figure.axes[0])
         return Picture(_embedded(figure, alt), caption)
 
 
@@ -86,8 +88,9 @@ def as_png(draw: Callable[[Axes], Any], *, alt: str, caption: str = "", size: tu
         dpi: Pixels per inch.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
+        figure = Figure(figsize=size)
+        _place(figure, left=0.0, right=0.0, bottom=0.0, top=0.0)
+        draw(figure.axes[0])
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=dpi, transparent=True)
     data = base64.b64encode(file.getvalue()).decode()
@@ -104,14 +107,22 @@ def colour_bar(label: str, *, name: str) -> Picture:
         name: As for `as_svg`.
     """
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(4.0, 0.62), layout="constrained")
+        figure = Figure(figsize=(4.0, 0.62))
+        _place(figure, left=0.15, right=0.15, bottom=0.42, top=0.04)
         Colorbar(
-            figure.subplots(),
+            figure.axes[0],
             mpl.cm.ScalarMappable(Normalize(0, MAP_MAX), STYLE["image.cmap"]),
             orientation="horizontal",
             label=label,
         )
         return Picture(_embedded(figure, f"colour scale of the maps: {label}, from 0 (dark) to {MAP_MAX:g} (light)"))
+
+
+def _place(figure: Figure, *, left: float, right: float, bottom: float, top: float) -> None:
+    """Add Axes with margins in inches."""
+    width, height = figure.get_size_inches()
+    box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
+    figure.add_axes(box)
 
 
 def _embedded(figure: Figure, alt: str) -> str:

@@ -47,7 +47,7 @@ class ProfileBlock:
 
 def has_equal_weights(ensemble: Ensemble) -> bool:
     """Whether all rows with a weight have the same."""
-    return np.ptp(ensemble.log_weights[ensemble.log_weights > -np.inf]) == 0
+    return bool(np.ptp(ensemble.log_weights[ensemble.log_weights > -np.inf]) == 0)
 
 
 def map_section(
@@ -166,8 +166,9 @@ def profile_section(
         variable = variables[shown.name]
         other = None if reference is None else (reference, theirs[shown.name])
         carried = variable.values[ensemble.weights > 0]
-        if not variable.periodic and np.ptp(carried) == 0:
-            remark = f"It has the value {carried[0]:.5g} in every sample with a weight, so that it has no profile."
+        if np.ptp(carried) == 0:
+            value = f"{math.degrees(carried[0]):.0f}°" if variable.periodic else f"{carried[0]:.5g}"
+            remark = f"Every sample that carries weight has the value {value}, so that there is no profile."
             blocks.append(ProfileBlock(shown.name, shown.spec, Picture(""), [], found=False, remark=remark))
             continue
         try:

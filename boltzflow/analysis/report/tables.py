@@ -26,7 +26,7 @@ def number(value: float | int) -> str:
     return f"{value:,}".replace(",", "\u202f")
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Seconds in the unit that reads best."""
     if seconds < 120:
         return f"{seconds:.3g} s"
@@ -48,7 +48,7 @@ def run_rows(ensemble: Ensemble, *, details: Mapping[str, str]) -> list[tuple[st
         ("system", extra.get("system", ensemble.target)),
         *details.items(),
         ("temperature", None if temperature is None else f"{temperature:g} K"),
-        ("target", ensemble.target if ensemble.target != extra.get("system") else None),
+        ("target", ensemble.target if ensemble.target != extra.get("system", ensemble.target) else None),
         ("base", ensemble.base),
         ("normalisation", NORMALISATIONS.get(ensemble.normalisation, ensemble.normalisation)),
         ("context", ", ".join(f"{k} = {v}" for k, v in (ensemble.context or {}).items())),

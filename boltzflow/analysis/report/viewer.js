@@ -79,9 +79,17 @@
     byId("label").textContent = data.labels[current].replaceAll("-", "\u2212");
   }
 
+  function fit() {
+    viewer.zoomTo();
+    // the structures lie along x, and zoomTo fits the shorter side of the window
+    const box = byId("canvas").getBoundingClientRect();
+    viewer.zoom(Math.min(1.35, Math.max(1, box.width / box.height)));
+    viewer.render();
+  }
+
   function reset() {
     viewer.setView([0, 0, 0, 0, 0, 0, 0, 1]);
-    viewer.zoomTo();
+    fit();
     draw();
   }
 
@@ -91,6 +99,5 @@
   byId("reset").addEventListener("click", reset);
   window.addEventListener("resize", () => viewer.resize());
   draw();
-  viewer.zoomTo();
-  viewer.render();
+  fit();
 })();
