@@ -7,6 +7,7 @@ import torch
 from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.forcefield import geometry
+from boltzflow.forcefield.custom_lennard_jones import recognise_bonds
 from boltzflow.forcefield.custom_term import CustomTerm, read_custom
 from boltzflow.forcefield.expressions import Expression
 from boltzflow.forcefield.operations import Operand
@@ -124,6 +125,10 @@ def _term(
 
 @register_force("CustomBondForce")
 def _convert_bonds(force: Any, system: Any, dtype: torch.dtype) -> Term:
+    nonperiodic(force)
+    known = recognise_bonds(force, system.getNumParticles(), dtype)
+    if known is not None:
+        return known
     rows = [force.getBondParameters(k) for k in range(force.getNumBonds())]
     return _term(force, "Bond", [(row[:2], row[2]) for row in rows], 2, {"r": ("distance", 0, 1)}, dtype)
 

@@ -6,12 +6,12 @@ import torch
 
 from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.forcefield.custom_gb import recognise
-from boltzflow.forcefield.custom_nonbonded import cutoff_of, pair_rows
+from boltzflow.forcefield.custom_nonbonded import cutoff_of
 from boltzflow.forcefield.custom_term import CustomTerm, read_custom
 from boltzflow.forcefield.expressions import Expression
 from boltzflow.forcefield.operations import Operand
 from boltzflow.forcefield.registry import register_force, tensor
-from boltzflow.forcefield.term import Term, all_pairs
+from boltzflow.forcefield.term import Term, all_pairs, pair_rows
 
 __all__ = ["CustomGeneralizedBorn"]
 

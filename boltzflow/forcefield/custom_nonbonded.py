@@ -6,18 +6,13 @@ import torch
 
 from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.errors import UnsupportedForceError
+from boltzflow.forcefield.custom_lennard_jones import recognise_pairs
 from boltzflow.forcefield.custom_term import CustomTerm, read_custom
 from boltzflow.forcefield.operations import Operand
 from boltzflow.forcefield.registry import register_force, tensor
-from boltzflow.forcefield.term import Term, all_pairs
+from boltzflow.forcefield.term import Term, all_pairs, pair_rows
 
-__all__ = ["CustomPairs", "cutoff_of", "pair_rows"]
-
-
-def pair_rows(first: Int[Tensor, "n"], second: Int[Tensor, "n"], n_atoms: int) -> Int[Tensor, "n"]:
-    """Return the rows of `all_pairs` that hold the pairs of atoms, in whichever order they are given."""
-    i, j = torch.minimum(first, second), torch.maximum(first, second)
-    return i * n_atoms - i * (i + 1) // 2 + j - i - 1
+__all__ = ["CustomPairs", "cutoff_of"]
 
 
 def cutoff_of(force: Any) -> float:
@@ -137,11 +132,15 @@ def _pairs(force: Any, n_atoms: int) -> Tensor:
 @register_force("CustomNonbondedForce")
 def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
     n_atoms, cutoff = system.getNumParticles(), cutoff_of(force)
+    pairs = _pairs(force, n_atoms)
+    known = recognise_pairs(force, pairs, n_atoms, dtype)
+    if known is not None:
+        return known
     shared = read_custom(force, "Particle", dtype)
     values = [force.getParticleParameters(k) for k in range(n_atoms)]
     computed = [force.getComputedValueParameters(k) for k in range(force.getNumComputedValues())]
     return CustomPairs(
-        pairs=_pairs(force, n_atoms),
+        pairs=pairs,
         parameter_values=tensor(values, dtype, (len(shared["parameter_names"]),)),
         expression=force.getEnergyFunction(),
         computed=dict(computed),

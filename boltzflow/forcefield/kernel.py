@@ -129,6 +129,12 @@ def _series(term: PeriodicTorsions) -> tuple[Tensor, Tensor]:
     return atoms, series
 
 
+def _disjoint(terms: list[Nonbonded]) -> bool:
+    """Whether no pair of atoms has two Lennard-Jones interactions."""
+    pairs = torch.cat([term.pairs[term.epsilon != 0] for term in terms])
+    return len(pairs.unique()) == len(pairs)
+
+
 class Kernel:
     """The terms of a force field that the compiled kernel evaluates, packed for it.
 
@@ -139,8 +145,9 @@ class Kernel:
         """Pack the terms.
 
         Args:
-            forcefield: in float32 or float64 on the CPU. Terms of other kinds, and second terms of CMAP, Nonbonded or
-                GeneralizedBorn, are left in ``rest``, a force field of their own (None without such terms).
+            forcefield: in float32 or float64 on the CPU. Terms of other kinds, second terms of CMAP or GeneralizedBorn,
+                and Nonbonded terms with another Lennard-Jones interaction of the same pair are left in ``rest``, a
+                force field of their own (None without such terms).
         """
         self.dtype = forcefield.dtype
         self.n_atoms = forcefield.n_atoms
@@ -148,8 +155,12 @@ class Kernel:
         taken: dict[type, list[Term]] = {}
         for term in forcefield.terms:
             kind = type(term)
-            single = kind in (CMAPTorsions, Nonbonded, GeneralizedBorn)
-            if kind in (HarmonicBonds, HarmonicAngles, PeriodicTorsions) or (single and kind not in taken):
+            single = kind in (CMAPTorsions, GeneralizedBorn)
+            if (
+                kind in (HarmonicBonds, HarmonicAngles, PeriodicTorsions)
+                or (single and kind not in taken)
+                or (kind is Nonbonded and _disjoint([*taken.get(kind, []), term]))
+            ):
                 taken.setdefault(kind, []).append(term)
             else:
                 rest.append(term)
@@ -175,10 +186,11 @@ class Kernel:
             tensors["map_atoms"] = torch.cat([term.atoms, term.first_cell, term.size], 1)
             tensors["map"] = term.coefficients
         if Nonbonded in taken:
-            (term,) = taken[Nonbonded]
-            pair = term.qq.new_zeros((self.n_atoms * (self.n_atoms - 1) // 2, 3))
-            pair[term.pairs] = torch.stack([term.qq, term.sigma, 4 * term.epsilon], 1)
-            tensors["pair"] = pair
+            pairs, qq, sigma, epsilon = joined(Nonbonded, ("pairs", "qq", "sigma", "epsilon"))
+            # At most one of the terms has a Lennard-Jones interaction for a pair, so that sums are its parameters.
+            sigma = torch.where(epsilon != 0, sigma, 0)
+            pair = qq.new_zeros((self.n_atoms * (self.n_atoms - 1) // 2, 3))
+            tensors["pair"] = pair.index_add(0, pairs, torch.stack([qq, sigma, 4 * epsilon], 1))
         if GeneralizedBorn in taken:
             (term,) = taken[GeneralizedBorn]
             atoms = torch.stack([term.charge, term.offset_radius, term.radius, term.scaled_radius], 1)

@@ -7,7 +7,7 @@ import torch
 from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.forcefield.registry import register_force, tensor
-from boltzflow.forcefield.term import Term, all_pairs
+from boltzflow.forcefield.term import Term, all_pairs, pair_rows
 
 __all__ = ["COULOMB", "Nonbonded"]
 
@@ -69,8 +69,8 @@ def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
     pair = torch.stack([charge[i] * charge[j], 0.5 * (sigma[i] + sigma[j]), (epsilon[i] * epsilon[j]).sqrt()], 1)
     exceptions = [force.getExceptionParameters(k) for k in range(force.getNumExceptions())]
     if exceptions:
-        a, b = tensor([row[:2] for row in exceptions], None, (2,)).sort(1).values.T
-        pair[a * n_atoms - a * (a + 1) // 2 + b - a - 1] = tensor([row[2:] for row in exceptions], torch.float64, (3,))
+        rows = pair_rows(*tensor([row[:2] for row in exceptions], None, (2,)).T, n_atoms)
+        pair[rows] = tensor([row[2:] for row in exceptions], torch.float64, (3,))
     qq, sigma, epsilon = pair.T
     active = ((qq != 0) | (epsilon != 0)).nonzero()[:, 0]
     return Nonbonded(

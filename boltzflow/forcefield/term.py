@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from boltzflow._typing import Float, Float64, Tensor
+from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.forcefield.geometry import distance
 
-__all__ = ["TERMS", "Term", "all_pairs", "pair_distances"]
+__all__ = ["TERMS", "Term", "all_pairs", "pair_distances", "pair_rows"]
 
 TERMS: dict[str, type["Term"]] = {}
 
@@ -16,6 +16,12 @@ TERMS: dict[str, type["Term"]] = {}
 def all_pairs(n_atoms: int) -> Tensor:
     """Return the (2, n_pairs) indices i < j of all pairs of atoms: the order of the rows of ``r`` in `Term.energy`."""
     return torch.triu_indices(n_atoms, n_atoms, 1)
+
+
+def pair_rows(first: Int[Tensor, "n"], second: Int[Tensor, "n"], n_atoms: int) -> Int[Tensor, "n"]:
+    """Return the rows of `all_pairs` that hold the pairs of atoms, in whichever order they are given."""
+    i, j = torch.minimum(first, second), torch.maximum(first, second)
+    return i * n_atoms - i * (i + 1) // 2 + j - i - 1
 
 
 def pair_distances(x: Float[Tensor, "3 n_atoms batch"], i: Tensor, j: Tensor) -> Float[Tensor, "n_pairs batch"]:
