@@ -6,9 +6,10 @@ import os
 import pytest
 from typer.testing import CliRunner
 
-from boltzflow.cli import init, simulate  # noqa: F401
+from boltzflow.cli import init, sample, simulate, train  # noqa: F401
 from boltzflow.cli.app import app
 from boltzflow.systems import load_system
+from boltzflow.transitions import spline_kernels
 
 STRUCTURE = load_system("alanine_dipeptide").folder / "topology.pdb"
 
@@ -16,6 +17,7 @@ STRUCTURE = load_system("alanine_dipeptide").folder / "topology.pdb"
 @pytest.fixture(autouse=True)
 def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(spline_kernels._compiler, "off", True)  # splines run eagerly, which starts faster
 
 
 def invoke(*words):
@@ -33,13 +35,20 @@ def test_init_says_what_it_made_and_what_to_type_next():
         "torch: all forces known",
     ):
         assert text in result.stdout
-    *_, last = result.stdout.splitlines()
-    assert last == "next: boltzflow simulate ala -o ala/data/reference.h5"
-    words = last.removeprefix("next: boltzflow ").split()
-    ran = invoke(*words, "-n", "16", "--chains", "4", "--burn-in", "5", "--json")
+    following = [line.split() for line in result.stdout.partition("next:\n")[2].splitlines()]
+    assert [words[:2] for words in following] == [
+        ["boltzflow", command] for command in ("forecast", "simulate", "train", "sample", "report")
+    ]
+    # as printed, but for the sizes
+    ran = invoke(*following[1][1:], "-n", "16", "--chains", "4", "--burn-in", "5", "--json")
     assert ran.exit_code == 0, ran.output
-    assert json.loads(ran.stdout)["system"] == "ala"
+    assert json.loads(ran.stdout)["system"].startswith("ala")
     assert len(load_system("ala").reference()) >= 16
+    tiny = ["training.steps=2", "generator.n_couplings=2", "generator.hidden=[8]", "training.warmup_steps=0"]
+    trained = invoke(*following[2][1:], *(word for value in tiny for word in ("--set", value)))
+    assert trained.exit_code == 0, trained.output
+    sampled = invoke(*following[3][1:4], "100", *following[3][5:])
+    assert sampled.exit_code == 0, sampled.output
 
 
 def test_options_may_be_repeated():

@@ -1,6 +1,5 @@
 """`boltzflow init`: a system folder from a molecule's files, or from a sequence."""
 
-import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -68,7 +67,7 @@ def init(
 
 def _summary(folder: Path, system: System) -> str:
     from boltzflow.preparation.checks import fragments
-    from boltzflow.preparation.readme import net_charge
+    from boltzflow.preparation.readme import net_charge, next_commands
 
     n_molecules = len(fragments(system.n_atoms, list(system.bonds)))
     forces = Counter(type(force).__name__ for force in system.openmm_system.getForces())
@@ -86,6 +85,7 @@ def _summary(folder: Path, system: System) -> str:
         f"  temperature  {system.temperature:g} K",
         f"  forces       {', '.join(name if n == 1 else f'{n} {name}' for name, n in forces.items())}",
         f"  back-end     {where}",
-        f"next: boltzflow simulate {shlex.quote(str(folder))} -o {shlex.quote(str(folder / 'data' / 'reference.h5'))}",
+        "next:",
+        *(f"  {line}" for line in next_commands(system, folder)),
     ]
     return "\n".join(lines)

@@ -112,6 +112,10 @@ def minimise(system: Any, positions: np.ndarray) -> tuple[float, float, np.ndarr
     properties = {"Threads": "1", "DeterministicForces": "true"}
     try:
         context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform, properties)
+        context.setPositions(positions)
+        before = context.getState(energy=True).getPotentialEnergy()._value
+        openmm.LocalEnergyMinimizer.minimize(context, 1.0, 0)
+        state = context.getState(energy=True, positions=True, forces=True)
     except openmm.OpenMMException as error:
         radii = (
             " (the file has no Born radii: add them with ParmEd's changeRadii mbondi2)"
@@ -119,10 +123,6 @@ def minimise(system: Any, positions: np.ndarray) -> tuple[float, float, np.ndarr
             else ""
         )
         raise FormatError(f"system: OpenMM cannot evaluate it: {error}{radii}.") from None
-    context.setPositions(positions)
-    before = context.getState(energy=True).getPotentialEnergy()._value
-    openmm.LocalEnergyMinimizer.minimize(context, 1.0, 0)
-    state = context.getState(energy=True, positions=True, forces=True)
     relaxed = state.getPositions(asNumpy=True)._value
     forces = state.getForces(asNumpy=True)._value
     return before, state.getPotentialEnergy()._value, np.array(relaxed), np.array(forces)

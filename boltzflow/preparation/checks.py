@@ -18,6 +18,7 @@ __all__ = [
     "check_hands",
     "check_positions",
     "check_relaxed",
+    "check_size",
     "check_supported",
     "fragments",
     "listed",
@@ -158,6 +159,23 @@ def check_positions(topology: Any, positions: np.ndarray) -> None:
         )
 
 
+def check_size(topology: Any, system: Any) -> None:
+    """Refuse a topology and a System with different numbers of atoms.
+
+    Args:
+        topology: The `openmm.app.Topology`.
+        system: The `openmm.System`.
+
+    Raises:
+        FormatError: If they differ.
+    """
+    if topology.getNumAtoms() != system.getNumParticles():
+        raise FormatError(
+            f"system: {system.getNumParticles()} particles, but the topology has {topology.getNumAtoms()} atoms; give "
+            "the PDB file that the System was made from, with all hydrogens."
+        )
+
+
 def check_supported(topology: Any, system: Any) -> None:
     """Refuse Systems without a Boltzmann distribution over flexible, non-periodic coordinates.
 
@@ -171,7 +189,7 @@ def check_supported(topology: Any, system: Any) -> None:
     names = [atom_name(atom) for atom in topology.atoms()]
     virtual = [k for k in range(system.getNumParticles()) if system.isVirtualSite(k)]
     if virtual:
-        found = [names[k] if k < len(names) else f"particle {k}" for k in virtual]
+        found = [names[k] for k in virtual]
         raise UnsupportedForceError(
             f"system: {len(virtual)} virtual sites ({listed(found)}), which have no coordinates of their own and are "
             "not supported; use a force field without them (for water a three-site model)."
@@ -195,7 +213,7 @@ def check_supported(topology: Any, system: Any) -> None:
 def check_agreement(topology: Any, system: Any) -> str | None:
     """Refuse a topology and a System that are not of the same molecules.
 
-    Atoms are counted, masses compared with elements, and the bonds of HarmonicBondForce with those of the topology
+    Masses are compared with elements, and the bonds of HarmonicBondForce with those of the topology
     (1-3 pairs may have harmonic terms, as in the Urey-Bradley terms of CHARMM).
 
     Args:
@@ -211,11 +229,6 @@ def check_agreement(topology: Any, system: Any) -> str | None:
     from openmm import unit
 
     atoms = list(topology.atoms())
-    if len(atoms) != system.getNumParticles():
-        raise FormatError(
-            f"system: {system.getNumParticles()} particles, but the topology has {len(atoms)} atoms; give the PDB "
-            "file that the System was made from, with all hydrogens."
-        )
     masses = [system.getParticleMass(k).value_in_unit(unit.dalton) for k in range(len(atoms))]
     expected = [a.element.mass.value_in_unit(unit.dalton) if a.element is not None else 0.0 for a in atoms]
     note = _check_masses(atoms, masses, expected, topology)

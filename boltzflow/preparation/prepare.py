@@ -18,6 +18,7 @@ from boltzflow.preparation.checks import (
     check_hands,
     check_positions,
     check_relaxed,
+    check_size,
     check_supported,
     fragments,
     read_temperature,
@@ -141,6 +142,7 @@ def prepare(
     if field is not None:
         _complete(source, field, files, remove=remove_solvent, hydrogens=add_hydrogens, ph=ph)
     check_solvent(source)
+    check_size(source.topology, source.system)
     check_supported(source.topology, source.system)
     check_positions(source.topology, source.positions)
     if note := check_agreement(source.topology, source.system):
@@ -252,13 +254,17 @@ def _write(
         written.potential  # noqa: B018 - compares the torch energies with the recorded ones
     except UnsupportedForceError as error:
         source.note(f"the torch back-end does not take this System: {error}")
-    written.sector  # noqa: B018 - every atom has internal coordinates
+    try:
+        written.sector  # noqa: B018 - every atom has internal coordinates
+    except ValueError as error:
+        raise FormatError(f"internal coordinates: {error}") from None
     recipes = recipes_for(written)
     (temporary / "recipes").mkdir()
     for name, text in recipes.items():
         (temporary / "recipes" / f"{name}.yaml").write_text(text, encoding="utf-8")
     definition["recipe"] = next(iter(recipes))
     write_definition(temporary / "system.yaml", definition, energies=energies, comment=comment)
+    written = load_system(temporary)
     readme = readme_text(written, source, folder=folder, command=command, versions=package_versions())
     (temporary / "README.md").write_text(readme, encoding="utf-8")
 

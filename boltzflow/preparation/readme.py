@@ -1,15 +1,18 @@
 """The README of a system folder: definition, provenance, and what to type next."""
 
 import hashlib
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from boltzflow.preparation.readers import Source
 from boltzflow.preparation.solvent import solvent_counts
 from boltzflow.systems import System
 
-__all__ = ["net_charge", "readme_text"]
+__all__ = ["net_charge", "next_commands", "readme_text"]
 
 
 def net_charge(system: Any) -> float:
@@ -23,6 +26,25 @@ def net_charge(system: Any) -> float:
         if type(force).__name__ == "NonbondedForce":
             total += sum(force.getParticleParameters(k)[0]._value for k in range(force.getNumParticles()))
     return round(total, 4) + 0.0
+
+
+def next_commands(system: System, folder: Path) -> list[str]:
+    """What to type to get from a new system to a report.
+
+    Args:
+        system: With its recipes.
+        folder: Where it is, or will be.
+    """
+    recipe = folder / "recipes" / f"{system.definition.recipe}.yaml"
+    trains = "generator" in yaml.safe_load((system.folder / "recipes" / recipe.name).read_text(encoding="utf-8"))
+    commands = [f"boltzflow forecast {shlex.quote(str(folder))}"]
+    if trains:
+        commands += [f"boltzflow {verb} {shlex.quote(str(recipe))}" for verb in ("simulate", "train")]
+        run = shlex.quote(f"runs/{folder.name}-{recipe.stem}")
+        commands.append(f"boltzflow sample {run} -n 20000 -o ensemble.h5")
+    else:
+        commands.append(f"boltzflow simulate {shlex.quote(str(recipe))} -o ensemble.h5")
+    return [*commands, "boltzflow report ensemble.h5 -o report.html"]
 
 
 def readme_text(system: System, source: Source, *, folder: Path, command: str, versions: dict[str, str]) -> str:
@@ -42,7 +64,7 @@ def readme_text(system: System, source: Source, *, folder: Path, command: str, v
     rows = {
         "energy": f"{source.definition}; no cutoff, no constraints",
         "temperature": f"{system.temperature:g} K",
-        "atoms": f"{system.n_atoms} in {topology.getNumResidues()} residues of {topology.getNumChains()} chains",
+        "atoms": f"{system.n_atoms} in {topology.getNumResidues()} residues in {topology.getNumChains()} chain(s)",
         "residues": ", ".join(f"{n} {name}" for name, n in residues.items()),
         "dimension": f"{system.dimension} degrees of freedom without rigid motions",
         "net charge": f"{net_charge(source.system):+g} e",
@@ -63,7 +85,6 @@ def readme_text(system: System, source: Source, *, folder: Path, command: str, v
         parts.append("| input | SHA-256 |\n|---|---|\n" + "\n".join(files) + "\n")
     parts += [
         "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".\n",
-        f"## Next\n\n```bash\nboltzflow simulate {folder} -o {folder}/data/reference.h5\n"
-        f"boltzflow analyze {folder}/data/reference.h5\n```\n",
+        "## Next\n\n```bash\n" + "\n".join(next_commands(system, folder)) + "\n```\n",
     ]
     return "\n".join(parts)

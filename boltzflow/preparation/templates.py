@@ -116,8 +116,8 @@ def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only
                 "Take waters and ions out with --remove-solvent, or add the --forcefield XML of their model (with "
                 "Amber amber14/tip3p.xml)."
                 if solvent
-                else "Add a --forcefield XML that defines them (for a ligand, from openmmforcefields or OpenFF), or "
-                "take them out of the file."
+                else "Add a --forcefield XML that defines them (for a ligand, from openmmforcefields or OpenFF), "
+                "replace a modified amino acid by its parent (pdbfixer), or take them out of the file."
             )
         ) from None
     hydrogens = [f"{_name(r)} lacks {listed(list(d.missing_hydrogens))}" for r, d in found if d.missing_hydrogens]

@@ -125,10 +125,10 @@ def test_missing_hydrogens_have_a_remedy(write, records):
 def test_residue_without_template_names_the_closest(write, records):
     lines = [line.replace("ALA", "XYZ") for line in records]
     last = max(k for k, line in enumerate(lines) if "XYZ" in line)
-    sulphur = moved(lines[last], 9.0, 9.0, 9.0)
-    lines.insert(last + 1, f"{sulphur[:12]} S1  {sulphur[17:76]} S")
+    boron = moved(lines[last], 9.0, 9.0, 9.0)
+    lines.insert(last + 1, f"{boron[:12]} B1  {boron[17:76]} B")
     message = refused("no template in the force field", "XYZ2: closest template", pdb=write("in.pdb", lines))
-    assert "has in excess S1" in message
+    assert "closest template ALA, has in excess B1" in message
     assert "--forcefield" in message
 
 
