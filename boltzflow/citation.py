@@ -88,6 +88,11 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     # terms of the force field
     "ACE surface area": ("schaefer1998",),
     "CMAPTorsions": ("mackerell2004",),
+    "CustomBonds": (),
+    "CustomGeneralizedBorn": (),
+    "CustomPairs": (),
+    "GBn": ("mongan2007",),
+    "GBn2": ("nguyen2013",),
     "GeneralizedBorn": ("onufriev2004", "hawkins1995"),
     "HarmonicAngles": (),
     "HarmonicBonds": (),

@@ -55,6 +55,7 @@ class GeneralizedBorn(Term):
         prefactor: float,
         surface: float,
         engulfed: bool,
+        cutoff: float,
     ) -> None:
         """Keep the parameters.
 
@@ -72,6 +73,7 @@ class GeneralizedBorn(Term):
             surface: coefficient of the ACE term in kJ/mol/nm^2, 0 without it.
             engulfed: whether an atom inside the descreening sphere of another gets the extra 1/rho - 1/L: GBSAOBCForce
                 has it, the CustomGBForce of openmm.app has not.
+            cutoff: in nm, 0 without one: pairs beyond it do not descreen, and within it 1/f is 1/f - 1/cutoff.
         """
         super().__init__(
             {
@@ -87,6 +89,7 @@ class GeneralizedBorn(Term):
             prefactor=prefactor,
             surface=surface,
             engulfed=engulfed,
+            cutoff=cutoff,
         )
         self.register_buffer("ij", all_pairs(len(charge)).to(charge.device), persistent=False)
 
@@ -112,10 +115,14 @@ class GeneralizedBorn(Term):
         )
         if self.options["engulfed"]:
             integral = integral + torch.where(rho < s - r, 1 / rho - inverse_lower, 0.0)
-        integral = torch.where(upper > rho, integral, 0.0)
+        counted = upper > rho
+        if self.options["cutoff"]:
+            counted = counted & (r < self.options["cutoff"])
+        integral = torch.where(counted, integral, 0.0)
         if len(self.neck):
             reach, centre, height = self.necks(target, source)[..., None]
             square = (r - centre).square()
+            reach = reach.clamp(max=self.options["cutoff"] or math.inf)
             integral = integral + torch.where(r <= reach, height / (1 + 100 * square + 3e5 * square**3), 0.0)
         total = integral.new_zeros((len(self.charge), r.shape[1])).index_add(0, target, integral)
         psi = total * self.offset_radius[:, None]
@@ -132,6 +139,8 @@ class GeneralizedBorn(Term):
         product = born.index_select(0, i) * born.index_select(0, j)
         squared = r * r
         inverse_f = (squared + product * torch.exp(-0.25 * squared / product)).rsqrt()
+        if cutoff := self.options["cutoff"]:
+            inverse_f = torch.where(r < cutoff, inverse_f - 1 / cutoff, 0.0)
         pairs = ((self.charge[i] * self.charge[j])[:, None] * inverse_f).sum(0, dtype=torch.float64)
         inverse_born = born.reciprocal()
         own = (0.5 * self.charge.square()[:, None] * inverse_born).sum(0, dtype=torch.float64)
@@ -144,15 +153,19 @@ class GeneralizedBorn(Term):
     @property
     def methods(self) -> tuple[str, ...]:
         """See `Term.methods`."""
-        return ("GeneralizedBorn", "ACE surface area") if self.options["surface"] else ("GeneralizedBorn",)
+        parts = {
+            "GBn": len(self.neck) > 0,
+            # only GBn2 has coefficients by element
+            "GBn2": bool((self.coefficients != self.coefficients[:1]).any()),
+            "ACE surface area": self.options["surface"] != 0,
+        }
+        return ("GeneralizedBorn", *(name for name, used in parts.items() if used))
 
 
 @register_force("GBSAOBCForce")
 def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
-    if force.getNonbondedMethod() != force.NoCutoff:
-        raise UnsupportedForceError(
-            "a cutoff is not known; create the System with nonbondedMethod=NoCutoff, or use the openmm back-end"
-        )
+    if force.getNonbondedMethod() == force.CutoffPeriodic:
+        raise UnsupportedForceError("a periodic cutoff is not known; use the openmm back-end")
     particles = tensor([force.getParticleParameters(k) for k in range(system.getNumParticles())], torch.float64, (3,))
     charge, radius, scale = particles.T
     return GeneralizedBorn(
@@ -167,4 +180,5 @@ def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
         prefactor=COULOMB * (1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric()),
         surface=4 * math.pi * tensor([force.getSurfaceAreaEnergy()], torch.float64).item(),
         engulfed=True,
+        cutoff=force.getCutoffDistance()._value if force.getNonbondedMethod() == force.CutoffNonPeriodic else 0.0,
     )
