@@ -156,6 +156,10 @@ def restrain(source: Source, *, radius: float | None) -> None:
         return
     from boltzflow.coordinates import fragment_links
 
+    source.note(
+        f"{n_molecules} molecules that are not bonded to each other: in infinite space they would drift apart and "
+        "have no equilibrium, so restraints keep them together; free energies of binding depend on their radius"
+    )
     elements = [atom.element.atomic_number for atom in atoms]
     force = openmm.CustomBondForce(RESTRAINT_ENERGY)
     force.setName("FlatBottomRestraint")

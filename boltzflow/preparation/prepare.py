@@ -221,6 +221,7 @@ def _complete(source: Source, field: Any, files: list[str], *, remove: bool, hyd
 
 def _minimise(source: Source) -> None:
     start = source.positions
+    logger.info("minimising the energy of %d atoms", len(start))
     before, after, source.positions, forces = minimise(source.system, start)
     source.note(f"energy-minimised from {before:.4g} to {after:.4g} kJ/mol")
     check_relaxed(source.topology, source.system, source.positions, after, forces)

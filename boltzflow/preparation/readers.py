@@ -109,7 +109,7 @@ def read_structure(path: Path) -> Source:
     text = _text(path)
     if path.suffix.lower() in {".cif", ".mmcif"}:
         kind, read = "mmCIF", lambda: PDBxFile(str(path))
-        n_alternate = 0
+        n_alternate = _count_alternates(path)
     else:
         kind, read = "PDB", lambda: PDBFile(str(path))
         n_alternate = _check_pdb(path, text)
@@ -148,6 +148,28 @@ def _check_pdb(path: Path, text: str) -> int:
     if not n_atoms:
         raise FormatError(f"{path}: no ATOM or HETATM record; it is not a PDB file (mmCIF must end in .cif).")
     return sum(len(found) > 1 for found in places.values())
+
+
+def _count_alternates(path: Path) -> int:
+    """Number of atoms of an mmCIF file that have alternate locations, in its first model."""
+    from openmm.app.internal.pdbx.reader.PdbxReader import PdbxReader
+
+    columns = ("label_asym_id", "auth_seq_id", "label_comp_id", "label_atom_id", "pdbx_PDB_model_num", "label_alt_id")
+    blocks: list[Any] = []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        _parsed(path, "mmCIF", lambda: PdbxReader(file).read(blocks))
+    table = blocks[0].getObj("atom_site") if blocks else None
+    if table is None:
+        raise FormatError(f"{path}: no atom_site table; the file is damaged or not mmCIF.")
+    indices = [table.getAttributeIndex(name) for name in columns]
+    if -1 in indices:
+        return 0
+    places: dict[tuple[str, ...], set[str]] = {}
+    for row in table.getRowList():
+        *atom, alternate = (row[k] for k in indices)
+        places.setdefault(tuple(atom), set()).add(alternate)
+    n_models = len({atom[-1] for atom in places})
+    return sum(len(found) > 1 for found in places.values()) // n_models if n_models else 0
 
 
 def read_forcefield(files: Sequence[str]) -> Any:

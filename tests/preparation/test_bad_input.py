@@ -20,9 +20,9 @@ FLEXIBLE = {"nonbondedMethod": app.NoCutoff, "constraints": None, "rigidWater": 
 
 @pytest.fixture(autouse=True)
 def _quick_and_clean(tmp_path):
-    start = time.monotonic()
+    start = time.process_time()  # of this process: other tests may use the machine
     yield
-    assert time.monotonic() - start < 10.0
+    assert time.process_time() - start < 10.0
     assert not [name for name in os.listdir(tmp_path) if "new" in name]
 
 
@@ -71,6 +71,7 @@ def test_overflowed_coordinates_are_named(write, records):
 
 def test_damaged_mmcif(write):
     refused("in.cif: cannot be read as mmCIF", pdb=write("in.cif", "data_x\nloop_\n_atom_site.group_PDB\nATOM\n"))
+    refused("no atom_site table", pdb=write("in.cif", "data_x\n_cell.length_a 10.0\n"))
 
 
 def test_damaged_amber_and_charmm_files(write, dipeptide):

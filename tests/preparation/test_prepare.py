@@ -178,6 +178,27 @@ def test_alternate_locations_and_models_are_counted(write, records, caplog):
     assert system.n_atoms == 22
 
 
+def test_alternate_locations_of_mmcif_are_counted(write, dipeptide, caplog):
+    write("in.pdb", dipeptide)
+    given = app.PDBFile("in.pdb")
+    with open("in.cif", "w") as file:
+        app.PDBxFile.writeFile(given.topology, given.positions, file)
+    lines = []
+    for line in Path("in.cif").read_text().splitlines():
+        words = line.split()
+        if words[:1] in (["ATOM"], ["HETATM"]) and words[3] == "CB":
+            assert words[4] == "."
+            for label in "AB":
+                lines.append(" ".join([*words[:4], label, *words[5:]]))
+        else:
+            lines.append(line)
+    write("alternate.cif", "\n".join(lines) + "\n")
+    with caplog.at_level(logging.INFO, logger="boltzflow"):
+        system = prepare("ala", pdb="alternate.cif")
+    assert "alternate.cif: 1 atoms in alternate locations, of each the first is taken" in caplog.text
+    assert system.n_atoms == 22
+
+
 @pytest.fixture
 def solvated(write, dipeptide):
     """Alanine dipeptide with a sodium and a water in a PDB file."""
