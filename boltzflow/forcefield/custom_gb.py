@@ -30,7 +30,7 @@ _BORN = {
 }
 _COULOMB = 138.935485  # as openmm/app/internal/customgbforces.py has it, not as NonbondedForce
 _SELF = f"-0.5*{_COULOMB}*(1/soluteDielectric-1/solventDielectric)*charge^2/B"
-_PAIR = f"-{_COULOMB}*(1/soluteDielectric-1/solventDielectric)*charge1*charge2/f"
+_PAIR = f"-{_COULOMB}*(1/soluteDielectric-1/solventDielectric)*charge1*charge2"
 _F = "sqrt(r^2+B1*B2*exp(-r^2/(4*B1*B2)))"
 _SURFACE = re.compile(rf"([0-9.]+)\*\(radius\+{PROBE_RADIUS}\)\^2\*\(radius/B\)\^6")
 
@@ -69,7 +69,7 @@ def _neck(force: Any, scale: float) -> Float[Tensor, "n_kinds n_kinds 2"] | None
 
 
 def recognise(force: Any, dtype: torch.dtype) -> GeneralizedBorn | None:
-    """Return the term of a CustomGBForce that openmm.app built without cutoff or salt, and None for others.
+    """Return the term of a CustomGBForce that openmm.app built without salt, and None for others.
 
     Args:
         force: an openmm.CustomGBForce.
@@ -79,7 +79,7 @@ def recognise(force: Any, dtype: torch.dtype) -> GeneralizedBorn | None:
     values = [force.getComputedValueParameters(k) for k in range(force.getNumComputedValues())]
     kinds = [("I", force.ParticlePairNoExclusions), ("B", force.SingleParticle)]
     if (
-        force.getNonbondedMethod() != force.NoCutoff
+        force.getNonbondedMethod() == force.CutoffPeriodic
         or force.getNumGlobalParameters()
         or names[:3] != ["charge", "or", "sr"]
         or [(name, kind) for name, _, kind in values] != kinds
@@ -107,6 +107,10 @@ def recognise(force: Any, dtype: torch.dtype) -> GeneralizedBorn | None:
         if neck is None or not reach > 0 or not scale > 0:
             return None
 
+    cutoff, pair = 0.0, f"{_PAIR}/f"
+    if force.getNonbondedMethod() == force.CutoffNonPeriodic:
+        cutoff = force.getCutoffDistance()._value
+        pair = f"{_PAIR}*(1/f-{1 / cutoff})"
     surface, seen = 0.0, []
     for k in range(force.getNumEnergyTerms()):
         expression, kind = force.getEnergyTermParameters(k)
@@ -114,18 +118,20 @@ def recognise(force: Any, dtype: torch.dtype) -> GeneralizedBorn | None:
         solvent, solute, kappa, own_offset = _numbers(
             definitions, ("solventDielectric", "soluteDielectric", "kappa", "offset")
         )
+        if cutoff and _numbers(definitions, ("cutoff",)) != [cutoff]:
+            return None
         if kappa != 0 or own_offset != offset or not solvent > 0 or not solute > 0:
             return None
         match = _SURFACE.fullmatch(head)
         if match and (kind, definitions) == (force.SingleParticle, {"radius": "or+offset"}):
             surface += float(match[1])
         elif (head, kind, definitions) in (
-            (_SELF, force.SingleParticle, {}), (_PAIR, force.ParticlePairNoExclusions, {"f": _F})
+            (_SELF, force.SingleParticle, {}), (pair, force.ParticlePairNoExclusions, {"f": _F})
         ):  # fmt: skip
             seen.append((head, _COULOMB * (1 / solute - 1 / solvent)))
         else:
             return None
-    if len(seen) != 2 or sorted(head for head, _ in seen) != sorted([_SELF, _PAIR]) or seen[0][1] != seen[1][1]:
+    if len(seen) != 2 or sorted(head for head, _ in seen) != sorted([_SELF, pair]) or seen[0][1] != seen[1][1]:
         return None
 
     rows = tensor(
@@ -148,4 +154,5 @@ def recognise(force: Any, dtype: torch.dtype) -> GeneralizedBorn | None:
         prefactor=seen[0][1],
         surface=surface,
         engulfed=False,
+        cutoff=cutoff,
     )

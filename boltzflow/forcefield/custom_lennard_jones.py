@@ -26,7 +26,16 @@ def _term(
 ) -> Nonbonded:
     active = epsilon != 0
     rows, sigma, epsilon = rows[active], sigma[active].to(dtype), epsilon[active].to(dtype)
-    return Nonbonded(pairs=rows, qq=torch.zeros_like(epsilon), sigma=sigma, epsilon=epsilon)
+    return Nonbonded(
+        pairs=rows,
+        qq=torch.zeros_like(epsilon),
+        sigma=sigma,
+        epsilon=epsilon,
+        exception=torch.zeros(len(rows), dtype=torch.bool),
+        cutoff=0.0,
+        switch=0.0,
+        dielectric=1.0,
+    )
 
 
 def recognise_pairs(force: Any, pairs: Int[Tensor, "n_pairs 2"], n_atoms: int, dtype: torch.dtype) -> Nonbonded | None:

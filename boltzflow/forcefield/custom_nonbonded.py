@@ -10,7 +10,7 @@ from boltzflow.forcefield.custom_lennard_jones import recognise_pairs
 from boltzflow.forcefield.custom_term import CustomTerm, read_custom
 from boltzflow.forcefield.operations import Operand
 from boltzflow.forcefield.registry import register_force, tensor
-from boltzflow.forcefield.term import Term, all_pairs, pair_rows
+from boltzflow.forcefield.term import Term, all_pairs, pair_rows, switching
 
 __all__ = ["CustomPairs", "cutoff_of"]
 
@@ -101,8 +101,7 @@ class CustomPairs(CustomTerm):
         energy = self.evaluate(self._expression, values)
         cutoff, switch = self.options["cutoff"], self.options["switch"]
         if switch:
-            t = ((r - switch) / (cutoff - switch)).clamp(0, 1)
-            energy = energy * (1 + t**3 * (-10 + t * (15 - 6 * t)))
+            energy = energy * switching(r, switch, cutoff)
         if cutoff:
             energy = torch.where(r < cutoff, energy, 0.0)
         return self.settle(self.total(energy, x, len(self.rows)), x)

@@ -16,7 +16,7 @@ namespace {
 // Mirrors kernel.Model in kernel.py, field by field. Lengths in nm, energies in kJ/mol, angles in rad.
 template <class T>
 struct Model {
-    int64_t n_atoms, n_bonds, n_angles, n_torsions, n_harmonics, n_maps, has_pairs, has_born, has_neck, engulfed;
+    int64_t n_atoms, n_bonds, n_angles, n_torsions, n_harmonics, n_maps, has_pairs, has_born, has_neck, has_cutoff, engulfed;
     const int32_t *bond_atoms;   // [n_bonds][2]
     const T *bond;               // [n_bonds][2]: r0, k
     const int32_t *angle_atoms;  // [n_angles][3]
@@ -25,10 +25,12 @@ struct Model {
     const T *torsion;  // [n_torsions][1 + 2 n_harmonics]: constant, then the factors of cos(n phi) and sin(n phi), n = 1, 2, ...
     const int32_t *map_atoms;  // [n_maps][10]: two dihedral angles, the first cell of the map, its size along an angle
     const T *map;      // [cells][16]: the bicubic polynomial of each cell, powers of the second angle fastest
-    const T *pair;     // [n_atoms (n_atoms - 1) / 2][3], i < j: qq, sigma, 4 epsilon, all zero where nothing interacts
+    const T *pair;     // [n_atoms (n_atoms - 1) / 2][4], i < j: qq, sigma, 4 epsilon, 1 where the cutoff counts
     const T *born;     // [n_atoms][7]: charge, offset radius, radius, scaled radius, alpha, beta, gamma
     const T *neck;     // [n_atoms (n_atoms - 1) / 2][5], i < j: reach, then centre and height for i by j and for j by i
     double prefactor, surface;
+    double cutoff, switching, field, shift;  // of the pairs: distances, k and c of the reaction field
+    double born_cutoff, born_shift;          // distances are huge where there is none
 };
 
 constexpr double kTiny = 1e-24;   // nm^2, as TINY_SQUARED in geometry.py
@@ -243,9 +245,10 @@ struct Scratch {
 };
 
 // 1. Born radii, and the slopes of the descreening integrals for step 3.
-template <class T, int W, bool engulfed, bool has_neck>
+template <class T, int W, bool engulfed, bool has_neck, bool has_cutoff>
 void born_radii(const Model<T> &m, Scratch<T, W> &t, double *energy) {
     const int64_t n = m.n_atoms;
+    const T cutoff = m.born_cutoff;
     for (int64_t k = 0; k < n * W; ++k) t.born[k] = 0;
     int64_t p = 0;
     for (int64_t i = 0; i < n; ++i) {
@@ -262,12 +265,18 @@ void born_radii(const Model<T> &m, Scratch<T, W> &t, double *energy) {
                 const T squared = dx * dx + dy * dy + dz * dz + T(kTiny);
                 const T inverse_r = 1 / std::sqrt(squared), r = squared * inverse_r;
                 T di, dj;
-                sum[w] += descreening<T>(r, inverse_r, rho_i, s_j, engulfed, di);
-                sum_j[w] += descreening<T>(r, inverse_r, rho_j, s_i, engulfed, dj);
+                T by_j = descreening<T>(r, inverse_r, rho_i, s_j, engulfed, di);
+                T by_i = descreening<T>(r, inverse_r, rho_j, s_i, engulfed, dj);
                 if (has_neck) {
-                    sum[w] += necking<T>(r, neck[0], neck[1], neck[2], di);
-                    sum_j[w] += necking<T>(r, neck[0], neck[3], neck[4], dj);
+                    by_j += necking<T>(r, neck[0], neck[1], neck[2], di);
+                    by_i += necking<T>(r, neck[0], neck[3], neck[4], dj);
                 }
+                if (has_cutoff) {
+                    const T near = r < cutoff ? T(1) : T(0);
+                    by_j *= near, by_i *= near, di *= near, dj *= near;
+                }
+                sum[w] += by_j;
+                sum_j[w] += by_i;
                 slope_i[w] = di, slope_j[w] = dj;
             }
         }
@@ -296,10 +305,12 @@ void born_radii(const Model<T> &m, Scratch<T, W> &t, double *energy) {
 }
 
 // 2. All pairs: energies, their slopes dE/dr / r at fixed Born radii, and dE/dB.
-template <class T, int W, bool has_pairs, bool has_born>
+template <class T, int W, bool has_pairs, bool has_born, bool has_cutoff>
 void pairs(const Model<T> &m, Scratch<T, W> &t, double *energy) {
     const int64_t n = m.n_atoms;
     const T prefactor = m.prefactor;
+    const T cutoff = m.cutoff, switching = m.switching, field = m.field, shift = m.shift, born_cutoff = m.born_cutoff;
+    const T scale = switching < cutoff ? 1 / (cutoff - switching) : T(0), born_shift = m.born_shift;
     int64_t p = 0;
     for (int64_t i = 0; i < n; ++i) {
         const T *xi = t.x + 3 * W * i;
@@ -307,26 +318,41 @@ void pairs(const Model<T> &m, Scratch<T, W> &t, double *energy) {
         T sum[W] = {}, chain_i[W] = {};
         for (int64_t j = i + 1; j < n; ++j, ++p) {
             const T *xj = t.x + 3 * W * j;
-            const T *pair = m.pair + 3 * p;
+            const T *pair = m.pair + 4 * p;
             const T charges = has_born ? charge_i * m.born[7 * j] : T(0);
             const T *born_i = t.born + W * i, *born_j = t.born + W * j;
             T *chain_j = t.chain + W * j, *radial = t.radial + W * p;
             LANES {
                 const T dx = xi[w] - xj[w], dy = xi[W + w] - xj[W + w], dz = xi[2 * W + w] - xj[2 * W + w];
                 const T squared = dx * dx + dy * dy + dz * dz + T(kTiny);
-                T e = 0, g = 0;
+                T e = 0, g = 0, r = 0;
+                if (has_cutoff) r = std::sqrt(squared);
                 if (has_pairs) {
                     const T inverse_r = 1 / std::sqrt(squared), inverse_squared = inverse_r * inverse_r;
                     const T s2 = pair[1] * pair[1] * inverse_squared, s6 = s2 * s2 * s2;
-                    e += pair[2] * (s6 * (s6 - 1)) + pair[0] * inverse_r;
-                    g -= (pair[2] * (s6 * (12 * s6 - 6)) + pair[0] * inverse_r) * inverse_squared;
+                    T lj = pair[2] * (s6 * (s6 - 1)), lj_slope = pair[2] * (s6 * (6 - 12 * s6)) * inverse_squared;
+                    T charge = pair[0] * inverse_r, charge_slope = -charge * inverse_squared;
+                    if (has_cutoff) {
+                        const T counts = pair[3], near = r < cutoff ? T(1) : 1 - counts;
+                        T x = (r - switching) * scale * counts;
+                        x = x > 0 ? x : T(0), x = x < 1 ? x : T(1);
+                        const T factor = 1 + x * x * x * (-10 + x * (15 - 6 * x));
+                        lj_slope = factor * lj_slope - lj * inverse_r * scale * x * x * (30 + x * (30 * x - 60));
+                        lj *= factor;
+                        charge += counts * pair[0] * (field * squared - shift);
+                        charge_slope += counts * pair[0] * 2 * field;
+                        lj *= near, charge *= near, lj_slope *= near, charge_slope *= near;
+                    }
+                    e += lj + charge;
+                    g += lj_slope + charge_slope;
                 }
                 if (has_born) {
                     const T product = born_i[w] * born_j[w], x = T(0.25) * squared / product, exponential = boltzflow::exp(-x);
                     const T inverse_f = 1 / std::sqrt(squared + product * exponential);
-                    const T screened = charges * inverse_f;
+                    const T near = has_cutoff && !(r < born_cutoff) ? T(0) : T(1);
+                    const T screened = near * charges * inverse_f;
                     const T slope = T(0.5) * screened * inverse_f * inverse_f;  // dE/d(f^2)
-                    e -= screened;
+                    e -= has_cutoff ? screened - near * charges * born_shift : screened;
                     g += slope * (2 - T(0.5) * exponential);
                     const T common = slope * exponential * (1 + x);
                     chain_i[w] += common * born_j[w];
@@ -372,18 +398,28 @@ void pair_forces(const Model<T> &m, Scratch<T, W> &t) {
     }
 }
 
-template <class T, int W, bool has_pairs, bool has_born>
+template <class T, int W, bool has_pairs, bool has_born, bool has_cutoff>
 void all_pairs(const Model<T> &m, Scratch<T, W> &t, double *energy) {
     if (has_born) {
         if (m.has_neck)
-            born_radii<T, W, false, true>(m, t, energy);
+            born_radii<T, W, false, true, has_cutoff>(m, t, energy);
         else if (m.engulfed)
-            born_radii<T, W, true, false>(m, t, energy);
+            born_radii<T, W, true, false, has_cutoff>(m, t, energy);
         else
-            born_radii<T, W, false, false>(m, t, energy);
+            born_radii<T, W, false, false, has_cutoff>(m, t, energy);
     }
-    pairs<T, W, has_pairs, has_born>(m, t, energy);
+    pairs<T, W, has_pairs, has_born, has_cutoff>(m, t, energy);
     pair_forces<T, W, has_born>(m, t);
+}
+
+template <class T, int W, bool has_cutoff>
+void all_pairs(const Model<T> &m, Scratch<T, W> &t, double *energy) {
+    if (m.has_pairs && m.has_born)
+        all_pairs<T, W, true, true, has_cutoff>(m, t, energy);
+    else if (m.has_born)
+        all_pairs<T, W, false, true, has_cutoff>(m, t, energy);
+    else if (m.has_pairs)
+        all_pairs<T, W, true, false, has_cutoff>(m, t, energy);
 }
 
 template <class T, int W>
@@ -403,12 +439,10 @@ void evaluate(const Model<T> &m, const T *positions, double *energies, T *forces
         angles<T, W>(m, t.x, t.f, energy);
         torsions<T, W>(m, t.x, t.f, energy);
         correction_maps<T, W>(m, t.x, t.f, energy);
-        if (pairs && born)
-            all_pairs<T, W, true, true>(m, t, energy);
-        else if (born)
-            all_pairs<T, W, false, true>(m, t, energy);
-        else if (pairs)
-            all_pairs<T, W, true, false>(m, t, energy);
+        if (m.has_cutoff)
+            all_pairs<T, W, true>(m, t, energy);
+        else
+            all_pairs<T, W, false>(m, t, energy);
         for (int w = 0; w < filled; ++w) {
             T *to = forces + (start + w) * row;
             for (int64_t k = 0; k < row; ++k) to[k] = t.f[k * W + w];

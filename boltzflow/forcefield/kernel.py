@@ -33,6 +33,7 @@ _FLAGS = (
     *("-std=c++20", "-O3", "-march=native", "-fopenmp-simd", "-fPIC", "-shared"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
 )
+_FAR = 1e6  # nm, for a cutoff that there is not
 DTYPES = {torch.float32: "boltzflow_float", torch.float64: "boltzflow_double"}
 
 
@@ -41,13 +42,13 @@ class _Model(ctypes.Structure):
 
     _SIZES = (
         *("n_atoms", "n_bonds", "n_angles", "n_torsions", "n_harmonics", "n_maps"),
-        *("has_pairs", "has_born", "has_neck", "engulfed"),
+        *("has_pairs", "has_born", "has_neck", "has_cutoff", "engulfed"),
     )
     _TENSORS = (
         *("bond_atoms", "bond", "angle_atoms", "angle", "torsion_atoms", "torsion", "map_atoms", "map"),
         *("pair", "born", "neck"),
     )
-    _NUMBERS = ("prefactor", "surface")
+    _NUMBERS = ("prefactor", "surface", "cutoff", "switching", "field", "shift", "born_cutoff", "born_shift")
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
         *((name, ctypes.c_void_p) for name in _TENSORS),
@@ -130,7 +131,9 @@ def _series(term: PeriodicTorsions) -> tuple[Tensor, Tensor]:
 
 
 def _disjoint(terms: list[Nonbonded]) -> bool:
-    """Whether no pair of atoms has two Lennard-Jones interactions."""
+    """Whether the terms are one, or without cutoff and without a pair of atoms that two of them let interact."""
+    if len(terms) > 1 and any(term.options["cutoff"] for term in terms):
+        return False
     pairs = torch.cat([term.pairs[term.epsilon != 0] for term in terms])
     return len(pairs.unique()) == len(pairs)
 
@@ -146,8 +149,8 @@ class Kernel:
 
         Args:
             forcefield: in float32 or float64 on the CPU. Terms of other kinds, second terms of CMAP or GeneralizedBorn,
-                and Nonbonded terms with another Lennard-Jones interaction of the same pair are left in ``rest``, a
-                force field of their own (None without such terms).
+                and Nonbonded terms that cannot be merged (two Lennard-Jones interactions of one pair, or a cutoff) are
+                left in ``rest``, a force field of their own (None without such terms).
         """
         self.dtype = forcefield.dtype
         self.n_atoms = forcefield.n_atoms
@@ -169,7 +172,7 @@ class Kernel:
         def joined(kind: type, names: tuple[str, ...]) -> list[Tensor]:
             return [torch.cat([getattr(term, name) for term in taken[kind]]) for name in names]
 
-        numbers: dict[str, float] = {}
+        numbers = {"cutoff": _FAR, "switching": _FAR, "born_cutoff": _FAR}
         tensors = dict.fromkeys(_Model._TENSORS, torch.zeros(0))
         if HarmonicBonds in taken:
             tensors["bond_atoms"], r0, k = joined(HarmonicBonds, ("atoms", "r0", "k"))
@@ -186,16 +189,23 @@ class Kernel:
             tensors["map_atoms"] = torch.cat([term.atoms, term.first_cell, term.size], 1)
             tensors["map"] = term.coefficients
         if Nonbonded in taken:
-            pairs, qq, sigma, epsilon = joined(Nonbonded, ("pairs", "qq", "sigma", "epsilon"))
+            pairs, qq, sigma, epsilon, exempt = joined(Nonbonded, ("pairs", "qq", "sigma", "epsilon", "exception"))
             # At most one of the terms has a Lennard-Jones interaction for a pair, so that sums are its parameters.
             sigma = torch.where(epsilon != 0, sigma, 0)
-            pair = qq.new_zeros((self.n_atoms * (self.n_atoms - 1) // 2, 3))
-            tensors["pair"] = pair.index_add(0, pairs, torch.stack([qq, sigma, 4 * epsilon], 1))
+            rows = torch.stack([qq, sigma, 4 * epsilon, (~exempt).to(qq)], 1)
+            pair = qq.new_zeros((self.n_atoms * (self.n_atoms - 1) // 2, 4))
+            tensors["pair"] = pair.index_add(0, pairs, rows)
+            term = taken[Nonbonded][0]
+            if cutoff := term.options["cutoff"]:
+                numbers |= {"cutoff": cutoff, "switching": term.options["switch"] or _FAR}
+                numbers["field"], numbers["shift"] = term.reaction_field()
         if GeneralizedBorn in taken:
             (term,) = taken[GeneralizedBorn]
             atoms = torch.stack([term.charge, term.offset_radius, term.radius, term.scaled_radius], 1)
             tensors["born"] = torch.cat([atoms, term.coefficients], 1)
-            numbers = {name: term.options[name] for name in ("prefactor", "surface", "engulfed")}
+            numbers |= {name: term.options[name] for name in ("prefactor", "surface", "engulfed")}
+            if cutoff := term.options["cutoff"]:
+                numbers |= {"born_cutoff": cutoff, "born_shift": 1 / cutoff}
             if len(term.neck):
                 i, j = term.ij
                 tensors["neck"] = torch.cat([term.necks(i, j), term.necks(j, i)[1:]]).T
@@ -213,6 +223,7 @@ class Kernel:
             "has_pairs": Nonbonded in taken,
             "has_born": GeneralizedBorn in taken,
             "has_neck": len(tensors["neck"]) > 0,
+            "has_cutoff": min(numbers["cutoff"], numbers["born_cutoff"]) < _FAR,
             **numbers,
         }
 

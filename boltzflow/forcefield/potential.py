@@ -141,8 +141,9 @@ class ForceField(nn.Module):
         with torch.enable_grad():
             x = self._columns(positions.detach()).requires_grad_()
             energy = self._energy(x)
-            (gradient,) = torch.autograd.grad(energy.sum(), x)
-        return energy.detach(), gradient.neg_().permute(2, 1, 0).to(positions.dtype).contiguous()
+            # Without terms, or with constant ones, nothing depends on the positions.
+            gradient = torch.autograd.grad(energy.sum(), x)[0] if energy.requires_grad else torch.zeros_like(x)
+        return energy.detach(), gradient.neg().permute(2, 1, 0).to(positions.dtype).contiguous()
 
     def compiled(self) -> nn.Module:
         """Return the `CompiledForceField`, the fast twin with the same face: energy and force in one compiled pass."""

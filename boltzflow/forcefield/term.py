@@ -8,7 +8,7 @@ from torch import nn
 from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.forcefield.geometry import distance
 
-__all__ = ["TERMS", "Term", "all_pairs", "pair_distances", "pair_rows"]
+__all__ = ["TERMS", "Term", "all_pairs", "pair_distances", "pair_rows", "switching"]
 
 TERMS: dict[str, type["Term"]] = {}
 
@@ -27,6 +27,14 @@ def pair_rows(first: Int[Tensor, "n"], second: Int[Tensor, "n"], n_atoms: int) -
 def pair_distances(x: Float[Tensor, "3 n_atoms batch"], i: Tensor, j: Tensor) -> Float[Tensor, "n_pairs batch"]:
     """Return the distances (nm) between the atoms ``i`` and ``j``, both (n_pairs,)."""
     return distance(x.index_select(1, i), x.index_select(1, j))
+
+
+def switching(
+    r: Float[Tensor, "n batch"], switch: float, cutoff: float, share: Float[Tensor, "n 1"] | float = 1.0
+) -> Float[Tensor, "n batch"]:
+    """Return the factor that goes smoothly from 1 at ``switch`` to 0 at ``cutoff`` (nm); 1 where ``share`` is 0."""
+    t = ((r - switch) / (cutoff - switch)).clamp(0, 1) * share
+    return 1 + t**3 * (-10 + t * (15 - 6 * t))
 
 
 class Term(nn.Module):

@@ -34,16 +34,29 @@ def test_forces_without_energy_are_ignored_aloud(shipped, caplog):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "match"),
+    ("method", "match"),
     [
-        ("obc1", {"nonbondedMethod": app.CutoffNonPeriodic}, r"NonbondedForce .* CutoffNonPeriodic"),
-        ("gbsaobc", {"nonbondedMethod": app.CutoffNonPeriodic}, "CutoffNonPeriodic"),
-        ("vacuum", {"nonbondedMethod": app.CutoffNonPeriodic}, "only NoCutoff"),
+        (openmm.NonbondedForce.CutoffPeriodic, r"NonbondedForce \(force \d.*method CutoffPeriodic: only"),
+        (openmm.NonbondedForce.PME, "method PME: only NoCutoff and CutoffNonPeriodic"),
     ],
 )
-def test_cutoffs_are_refused(make_system, name, options, match):
+def test_periodic_cutoffs_are_refused(make_system, method, match):
+    system = make_system("vacuum")
+    for force in system.getForces():
+        if isinstance(force, openmm.NonbondedForce):
+            force.setNonbondedMethod(method)
     with pytest.raises(UnsupportedForceError, match=match):
-        from_openmm(make_system(name, **options))
+        from_openmm(system)
+
+
+@pytest.mark.parametrize(
+    "kind", ["AmoebaMultipoleForce", "AmoebaVdwForce", "DrudeForce", "CustomHbondForce", "RMSDForce"]
+)
+def test_polarisable_and_other_forces_are_refused(shipped, kind):
+    arguments = {"CustomHbondForce": ("distance(a1,d1)",), "RMSDForce": ([(0.0, 0.0, 0.0)] * 22,)}.get(kind, ())
+    force = getattr(openmm, kind)(*arguments)
+    with pytest.raises(UnsupportedForceError, match=rf"{kind} \(force 6, group 0\) has no torch converter"):
+        from_openmm(_with(shipped, force))
 
 
 def test_periodic_bonds_virtual_sites_and_offsets_are_refused(shipped):
