@@ -3,7 +3,14 @@
 from collections import deque
 from collections.abc import Sequence
 
-__all__ = ["colour_classes", "connected_components", "distances_from", "neighbour_lists", "smallest_ring"]
+__all__ = [
+    "colour_classes",
+    "connected_components",
+    "distances_from",
+    "neighbour_lists",
+    "smallest_ring",
+    "split_by_bonds",
+]
 
 
 def neighbour_lists(n_atoms: int, bonds: Sequence[tuple[int, int]]) -> list[list[int]]:
@@ -83,6 +90,47 @@ def smallest_ring(i: int, j: int, neighbours: Sequence[Sequence[int]], *, larges
             return path[::-1]
         shell = list(dict.fromkeys(b for _, b in shell))
     return None
+
+
+def split_by_bonds(
+    neighbours: Sequence[Sequence[int]],
+) -> tuple[list[int], dict[tuple[int, int], tuple[int, slice, slice]]]:
+    """Find the two sides of every bond that is in no ring.
+
+    Returns:
+        All atoms in depth-first order; and by bond (i, j), i < j, the atom at the head of a branch, the part of that
+        order that is the molecule, and the part that is the branch, both as slices.
+
+    References:
+        A note on finding the bridges of a graph (Tarjan, 1974).
+    """
+    order: list[int] = []
+    entered, lowest, parent = [-1] * len(neighbours), [0] * len(neighbours), [-1] * len(neighbours)
+    sides = {}
+    for root in range(len(neighbours)):
+        if entered[root] >= 0:
+            continue
+        start, branches, stack = len(order), [], [root]
+        while stack:
+            atom = stack[-1]
+            if entered[atom] < 0:
+                entered[atom] = lowest[atom] = len(order)
+                order.append(atom)
+            child = next((b for b in neighbours[atom] if entered[b] < 0), None)
+            if child is not None:
+                parent[child] = atom
+                stack.append(child)
+                continue
+            stack.pop()
+            above = parent[atom]
+            reached = [lowest[b] if parent[b] == atom else entered[b] for b in neighbours[atom] if b != above]
+            lowest[atom] = min([lowest[atom], *reached])
+            if above >= 0 and lowest[atom] == entered[atom]:
+                branches.append((atom, slice(entered[atom], len(order))))
+        for head, branch in branches:
+            bond = (min(head, parent[head]), max(head, parent[head]))
+            sides[bond] = (head, slice(start, len(order)), branch)
+    return order, sides
 
 
 def colour_classes(elements: Sequence[int], neighbours: Sequence[Sequence[int]]) -> list[int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from boltzflow._typing import Bool, Float, Float64, Int, Tensor
+from boltzflow.coordinates.graph import neighbour_lists, split_by_bonds
 from boltzflow.run import Run
 from boltzflow.state import State
 from boltzflow.transitions.metropolis import MetropolisKernel, moves_centre
@@ -59,36 +60,26 @@ def rotatable_axes(bonds: Iterable[tuple[int, int]], *, n_atoms: int) -> Torsion
         ValueError: If a bond names an atom outside 0..n_atoms−1.
     """
     bonds = sorted({(min(i, j), max(i, j)) for i, j in bonds})
-    neighbours: list[set[int]] = [set() for _ in range(n_atoms)]
     for i, j in bonds:
         if not (0 <= i < j < n_atoms):
             raise ValueError(f"rotatable_axes: bond ({i}, {j}) must join two of the {n_atoms} atoms.")
-        neighbours[i].add(j)
-        neighbours[j].add(i)
-
-    def side(start: int, other: int) -> set[int]:
-        seen, stack = {start}, [start]
-        while stack:
-            atom = stack.pop()
-            for k in neighbours[atom]:
-                if k not in seen and (atom, k) != (start, other):
-                    seen.add(k)
-                    stack.append(k)
-        return seen
-
-    pairs, moving = [], []
+    neighbours = neighbour_lists(n_atoms, bonds)
+    atoms, sides = split_by_bonds(neighbours)
+    pairs, moving = [], torch.zeros(len(bonds), n_atoms, dtype=torch.bool)
     for i, j in bonds:
-        if len(neighbours[i]) < 2 or len(neighbours[j]) < 2:
+        # a bond without sides is in a ring
+        if len(neighbours[i]) < 2 or len(neighbours[j]) < 2 or (i, j) not in sides:
             continue
-        left, right = side(i, j), side(j, i)
-        if j in left:  # a ring holds the bond
-            continue
-        smaller = min(left, right, key=len)
+        head, molecule, branch = sides[i, j]
+        outside = [*atoms[molecule.start : branch.start], *atoms[branch.stop : molecule.stop]]
+        left, right = (atoms[branch], outside) if head == i else (outside, atoms[branch])
+        row = moving[len(pairs)]
+        row[min(left, right, key=len)] = True
+        row[[i, j]] = False
         pairs.append((i, j))
-        moving.append([k in smaller and k not in (i, j) for k in range(n_atoms)])
     return TorsionAxes(
         torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
-        torch.tensor(moving, dtype=torch.bool).reshape(-1, n_atoms),
+        moving[: len(pairs)].clone(),
     )
 
 

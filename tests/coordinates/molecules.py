@@ -88,6 +88,16 @@ def butyne() -> Molecule:
     return Molecule([6, 1, 1, 1, 6, 6, 6, 1, 1, 1], names, bonds, torch.cat([methyl, line, other]).double())
 
 
+def benzonitrile() -> Molecule:
+    """A planar ring of carbons 0 to 5 with hydrogens 8 to 12, and a linear nitrile 6-7 on atom 0."""
+    angle = torch.arange(6, dtype=torch.float64) * torch.pi / 3
+    out = torch.stack([angle.cos(), angle.sin(), torch.zeros(6, dtype=torch.float64)], dim=1)
+    nitrile = out[:1] * torch.tensor([[0.283], [0.399]], dtype=torch.float64)
+    bonds = [*((k, (k + 1) % 6) for k in range(6)), (0, 6), (6, 7), *((k, k + 7) for k in range(1, 6))]
+    names = [*(f"C{k}" for k in range(7)), "N", *(f"H{k}" for k in range(1, 6))]
+    return Molecule([6] * 7 + [7] + [1] * 5, names, bonds, torch.cat([0.139 * out, nitrile, 0.247 * out[1:]]))
+
+
 def joined(*parts: Molecule, apart: float) -> Molecule:
     """Several molecules as one, each moved along (1, 2, 3) by the given distance in nm from the one before."""
     elements, names, bonds, positions = [], [], [], []
@@ -115,11 +125,11 @@ def tetrahedral(elements: list[int]) -> Molecule:
 
 
 @cache
-def protein() -> Molecule:
-    """The first 12 residues of the peptide chain in OpenMM's own example file, prolines and rings included."""
+def protein(n_residues: int = 12) -> Molecule:
+    """The first residues of OpenMM's own example file: 35 of a peptide with rings, two ions, then waters."""
     pdb = app.PDBFile(str(Path(app.__file__).parent / "data" / "test.pdb"))
     modeller = app.Modeller(pdb.topology, pdb.positions)
-    keep = set(list(next(iter(pdb.topology.chains())).residues())[:12])
+    keep = set(list(next(iter(pdb.topology.chains())).residues())[:n_residues])
     modeller.delete([residue for residue in pdb.topology.residues() if residue not in keep])
     return from_topology(modeller.topology, modeller.positions.value_in_unit(openmm.unit.nanometer))
 
@@ -129,6 +139,7 @@ MOLECULES: dict[str, Callable[[], Molecule]] = {
     "five_ring": five_ring,
     "water": water,
     "butyne": butyne,
+    "benzonitrile": benzonitrile,
     "salty_water": salty_water,
     "protein": protein,
 }
