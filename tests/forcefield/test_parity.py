@@ -1,5 +1,7 @@
 """Energies and forces against OpenMM's Reference platform: per System and per force, eager and compiled."""
 
+from pathlib import Path
+
 import openmm
 import pytest
 import torch
@@ -104,6 +106,24 @@ def test_two_molecules(topology, minimised, reference, errors, backend):
     system = app.ForceField("amber14-all.xml", "implicit/obc2.xml").createSystem(modeller.topology)
     noise = torch.randn(12, 44, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     x = x + torch.tensor([0.002, 0.01, 0.05], dtype=torch.float64).repeat(4)[:, None, None] * noise
+    forcefield = from_openmm(system)
+    forcefield = forcefield.compiled() if backend == "compiled" else forcefield
+    du, df = errors(forcefield.energy_and_force(x), reference(system, x))
+    assert du < FLOAT64[0]
+    assert df < FLOAT64[1]
+
+
+PRMTOP = Path(__file__).parents[1] / "preparation" / "data" / "alanine_dipeptide"
+
+
+@pytest.mark.filterwarnings("ignore:Non-optimal GB parameters")  # the radii in the file are those of one model
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+@pytest.mark.parametrize("model", [app.HCT, app.OBC1, app.OBC2, app.GBn, app.GBn2])
+def test_amber_topologies(reference, errors, model, backend):
+    """AmberPrmtopFile makes other forces than the XML force fields do: GBSAOBCForce for OBC2, for one."""
+    system = app.AmberPrmtopFile(f"{PRMTOP}.prmtop").createSystem(implicitSolvent=model)
+    x = torch.tensor(app.AmberInpcrdFile(f"{PRMTOP}.inpcrd").getPositions(asNumpy=True)._value, dtype=torch.float64)
+    x = x + 0.02 * torch.randn(4, *x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     forcefield = from_openmm(system)
     forcefield = forcefield.compiled() if backend == "compiled" else forcefield
     du, df = errors(forcefield.energy_and_force(x), reference(system, x))
