@@ -10,6 +10,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from boltzflow.analysis.summary import summary
+from boltzflow.analysis.verdict import verdict
 from boltzflow.cli import simulate, train  # noqa: F401
 from boltzflow.cli.app import app
 from boltzflow.cli.common import is_shipped, run_folder
@@ -81,6 +83,30 @@ def test_hot_frames_weigh_less_and_energies_are_those_of_the_file(mine):
     # for one temperature the weight falls with the energy
     order = np.argsort(ensemble.reduced_energies)
     assert (np.diff(ensemble.log_weights[order]) <= 1e-9).all()
+
+
+def test_ladders_are_judged_as_chains(mine):
+    invoke("simulate", "mine/recipes/tempering.yaml", "-o", "all.h5", "-n", 480)
+    ensemble = Ensemble.load("all.h5")
+    found = summary(ensemble)
+    simulation = ensemble.provenance.extra["simulation"]
+    assert found["n_chains"] == 12
+    assert found["n_effective"] == simulation["series"]["reduced_energy"]["n_effective"] <= 120
+    assert found["round_trips"] == simulation["round_trips"]
+    names = [check.name for check in verdict(found).checks]
+    assert "Pareto k-hat" in names
+    assert any(name.startswith("R-hat") for name in names)
+    assert "reference" not in names  # it is not the output of a generator
+    well = {**found, "ess": 400.0, "pareto_k": 0.0, "r_hat": 1.0, "n_effective": 110.0, "round_trips": 50}
+    assert verdict(well).text.startswith("weighted samples of chains that agree")
+
+
+def test_too_few_frames_are_said_to_be_too_few(mine):
+    result = invoke("simulate", "mine", "-n", 6, "--chains", 3, "--burn-in", 5, "--json", "-o", "few.h5")
+    assert json.loads(result.stdout)["series"]["reduced_energy"]["split_r_hat"] is None
+    assert "NaN" not in result.stdout
+    result = invoke("simulate", "mine", "-n", 6, "--chains", 3, "--burn-in", 5, "-o", "few.h5")
+    assert "unknown, too few frames" in result.stdout
 
 
 def test_files_go_where_the_next_command_looks(mine):

@@ -1,7 +1,7 @@
 """The numbers of an ensemble in one dictionary, as `analyze --json` prints them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,8 @@ def summary(
     }
     if ensemble.chain is not None:
         result.update(_of_chains(ensemble, attempt))
+    elif "mbar" in (provenance.extra.get("simulation") or {}):
+        result.update(_of_ladders(provenance.extra["simulation"]))
     if reference is not None:
         found = attempt("reference", lambda: compare(ensemble, reference, path_log_weights=path_log_weights))
         result["forward_ess_fraction"] = None if found is None else found.forward_ess_fraction
@@ -129,6 +131,17 @@ def _of_chains(ensemble: Ensemble, attempt: Callable[[str, Callable[[], Any]], A
     }
     simulation = ensemble.provenance.extra.get("simulation") or {}
     return found | ({"round_trips": simulation["round_trips"]} if "round_trips" in simulation else {})
+
+
+def _of_ladders(simulation: Mapping[str, Any]) -> dict[str, Any]:
+    """How well parallel tempering has mixed, by the energy at the first temperature, as the simulation recorded it."""
+    series = simulation["series"]["reduced_energy"]
+    return {
+        "n_chains": simulation["mbar"]["n_ladders"],
+        "r_hat": _finite(series["split_r_hat"]),
+        "n_effective": series["n_effective"],
+        "round_trips": simulation["round_trips"],
+    }
 
 
 def _pair(name: str, estimate: Estimate | None) -> dict[str, float | None]:

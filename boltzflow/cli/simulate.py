@@ -1,6 +1,7 @@
 """`boltzflow simulate`: a reference ensemble by parallel tempering or molecular dynamics."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -103,17 +104,19 @@ def _report(ensemble: Ensemble, output: Path, *, as_json: bool) -> None:
     spent = ensemble.provenance
     diagnostics = spent.extra["simulation"]
     relabelled, outside = spent.extra["n_relabelled"], spent.n_nonfinite
+    series = diagnostics["series"]["reduced_energy"]
+    r_hat = series["split_r_hat"]
     if as_json:
         found = {"system": ensemble.target, "n": len(ensemble), "output": str(output), "seconds": spent.seconds}
         costs = {"n_energy": spent.n_energy, "n_force": spent.n_force, "ess": ensemble.ess()}
         costs |= {"n_relabelled": relabelled, "n_outside_sector": outside}
+        series["split_r_hat"] = r_hat if math.isfinite(r_hat) else None  # JSON has no NaN
         typer.echo(json.dumps({**found, **costs, **diagnostics}, indent=2))
         return
-    series = diagnostics["series"]["reduced_energy"]
     stopped = " (interrupted)" if spent.interrupted else ""
     typer.echo(f"{output}: {len(ensemble)} frames of {ensemble.target}{stopped}, {spent.seconds:.0f} s")
     typer.echo(f"  mean reduced energy  {ensemble.mean_reduced_energy()}")
-    typer.echo(f"  R-hat of the energy  {series['split_r_hat']:.4f}")
+    typer.echo(f"  R-hat of the energy  {'unknown, too few frames' if math.isnan(r_hat) else f'{r_hat:.4f}'}")
     typer.echo(f"  effective frames     {series['n_effective']:.0f} at {ensemble.temperature:g} K, by the energy")
     if relabelled or outside:
         typer.echo(f"  labelling sector     {relabelled} frames relabelled into it, {outside} outside with weight zero")

@@ -149,8 +149,10 @@ def _tempered(
         # a simulation that was stopped early, or too wide a ladder: its cold frames are still what they are
         logger.warning("only the frames at %g K have a weight: %s", temperatures[0], error)
         cold = np.where(np.isfinite(energies) & (np.arange(n_rungs) == 0)[:, None], 0.0, -np.inf)
-        return torch.from_numpy(cold).flatten(1), groups, {"failed": str(error)}
+        described = {"n_ladders": energies.shape[2], "failed": str(error)}
+        return torch.from_numpy(cold).flatten(1), groups, described
     described = {
+        "n_ladders": energies.shape[2],
         "temperatures": temperatures,
         "free_energies": found.free_energies.tolist(),
         "errors": found.errors.tolist(),

@@ -125,6 +125,6 @@ def test_unknown_forces_are_timed_in_openmm_with_the_reason(mine, monkeypatch):
 def test_expectations_fit_the_size(dimension):
     text = " ".join(expectation(dimension))
     assert ("one effective sample" in text) == (dimension > 250)
-    assert "92%" in text
+    assert ("92%" in text) == (dimension <= 250)  # what was measured says nothing about larger ones
     if 60 < dimension <= 250:
-        assert f"{math.exp(math.log(0.92) * dimension / 60):.0%}" in text
+        assert f"{math.exp(math.log(0.92) * dimension / 60):.0%} in {dimension} dimensions" in text
