@@ -33,9 +33,9 @@ def random_coil(zmatrix: ZMatrix) -> InternalCoordinates:
 @pytest.mark.parametrize("n_residues", [72, 300])
 def test_chain_of_hundreds_of_residues_is_built_fast_and_inverted(n_residues: int) -> None:
     elements, bonds = polyalanine(n_residues)
-    start = time.perf_counter()
+    start = time.process_time()
     z = ZMatrix.from_bonds(len(elements), bonds, elements=elements)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert sorted(z.order.tolist()) == list(range(len(elements)))
     q_map = InternalCoordinateMap(z)
     x, log_det = q_map.inverse(random_coil(z))
@@ -89,10 +89,10 @@ def test_links_of_a_thousand_molecules_are_found_fast() -> None:
     water = torch.tensor([[0.0, 0.0, 0.0], [0.096, 0.0, 0.0], [-0.024, 0.093, 0.0]], dtype=torch.float64)
     x = (grid[:, None] + water).reshape(-1, 3)
     bonds = [(3 * n, 3 * n + k) for n in range(1000) for k in (1, 2)]
-    start = time.perf_counter()
+    start = time.process_time()
     links = fragment_links(3000, bonds, elements=1000 * [8, 1, 1], positions=x)
     z = ZMatrix.from_bonds(3000, bonds, elements=1000 * [8, 1, 1], links=links, reference=x)
-    assert time.perf_counter() - start < 4
+    assert time.process_time() - start < 4
     assert len(links) == 999
     assert all(p % 3 == 0 and q % 3 == 0 for p, q in links)
     assert sorted(z.order.tolist()) == list(range(3000))
