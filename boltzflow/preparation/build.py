@@ -39,16 +39,15 @@ def add_bonds(source: Source, forcefield: Any) -> None:
             source.note(f"{residue.name}{residue.id}: no bonds in the file, those of the template are taken")
 
 
-def add_hydrogens(source: Source, forcefield: Any, *, ph: float) -> None:
-    """Add missing hydrogens to a source, in place, at positions that the force field likes.
+def add_hydrogens(source: Source, *, ph: float) -> None:
+    """Add missing hydrogens to a source, in place.
 
     Args:
         source: What was read.
-        forcefield: The `openmm.app.ForceField`.
         ph: Decides the protonation of side chains and ends.
 
     Raises:
-        FormatError: If heavy atoms are missing, or a residue has no template.
+        FormatError: If there is no such pH.
     """
     import openmm
     from openmm import app, unit
@@ -59,9 +58,8 @@ def add_hydrogens(source: Source, forcefield: Any, *, ph: float) -> None:
     state = random.getstate()
     random.seed(0)  # OpenMM starts new hydrogens at random places: the same input must give the same folder
     try:
-        model.addHydrogens(forcefield, pH=ph, platform=openmm.Platform.getPlatformByName("Reference"))
-    except ValueError as error:
-        explain_residues(source.topology, forcefield, str(error), heavy_only=True)
+        # without the force field, which is slow with implicit solvent; the whole structure is minimised with it later
+        model.addHydrogens(pH=ph, platform=openmm.Platform.getPlatformByName("Reference"))
     finally:
         random.setstate(state)
     added = model.topology.getNumAtoms() - source.topology.getNumAtoms()

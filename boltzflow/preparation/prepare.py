@@ -211,7 +211,7 @@ def _complete(source: Source, field: Any, files: list[str], *, remove: bool, hyd
     add_bonds(source, field)
     check_positions(source.topology, source.positions)
     if hydrogens:
-        add_hydrogens(source, field, ph=ph)
+        add_hydrogens(source, ph=ph)
     source.system = build_system(source.topology, field)
     source.definition = " + ".join(files)
     source.files += [Path(file) for file in files if Path(file).is_file()]

@@ -55,14 +55,13 @@ class _Difference:
         return *self._n_atoms, len(self.ends), len(self.bonds)
 
 
-def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only: bool = False) -> NoReturn:
+def explain_residues(topology: Any, forcefield: Any, message: str) -> NoReturn:
     """Raise an error that names the residues without a template, what they lack, and the remedy.
 
     Args:
         topology: An `openmm.app.Topology`.
         forcefield: The `openmm.app.ForceField` that does not take it.
         message: What OpenMM says.
-        heavy_only: Missing hydrogens are no fault, because they were about to be added.
 
     Raises:
         FormatError: Always.
@@ -84,8 +83,7 @@ def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only
     for residue in topology.residues():
         if residue.index in unmatched:
             difference = _closest(residue, forcefield)
-            fault = difference.cost[0] or (not heavy_only and any(difference.cost))
-            if fault or residue.index == int(named[1]):
+            if any(difference.cost) or residue.index == int(named[1]):
                 found.append((residue, difference))
     # of force fields that patch the ends of chains, residues can match although no template is the same
     sites = [f"{_name(r)} of template {d.template}" for r, d in found if _SITE in d.missing]
@@ -99,16 +97,17 @@ def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only
         for r, d in found
         if d.missing and not d.extra and d.template in _same_name(r, forcefield)
     ]
+    foreign = [(r, d) for r, d in found if d.extra or (d.missing and d.template not in _same_name(r, forcefield))]
+    described = [f"{_name(r)}: {_describe(d)}" for r, d in foreign]
     if lacking:
         remedy = "rebuild them, for example with pdbfixer (PDBFixer.findMissingAtoms, addMissingAtoms)"
         if all(set(d.missing) <= {"OXT"} for _, d in found if d.missing):
             remedy += ", or end the chain with NME"
         raise FormatError(
             f"missing heavy atoms in {len(lacking)} residues: {listed(lacking, most=4)}; {remedy}."
+            + (f" Without template besides: {listed(described, most=3)}." if described else "")
         ) from None
-    foreign = [(r, d) for r, d in found if d.extra or d.missing]
     if foreign:
-        described = [f"{_name(r)}: {_describe(d)}" for r, d in foreign]
         solvent = any(solvent_kind(r) for r, _ in foreign)
         raise FormatError(
             f"no template in the force field for {len(foreign)} residues: {listed(described, most=3)}. "
@@ -121,7 +120,7 @@ def explain_residues(topology: Any, forcefield: Any, message: str, *, heavy_only
             )
         ) from None
     hydrogens = [f"{_name(r)} lacks {listed(list(d.missing_hydrogens))}" for r, d in found if d.missing_hydrogens]
-    if hydrogens and not heavy_only:
+    if hydrogens:
         raise FormatError(
             f"missing hydrogens in {len(hydrogens)} residues: {listed(hydrogens, most=3)}; add them with "
             "--add-hydrogens (and --ph). It knows standard residues; those of a ligand have to be in the file."
@@ -167,7 +166,9 @@ def _closest(residue: Any, forcefield: Any) -> _Difference:
 def _same_name(residue: Any, forcefield: Any) -> list[str]:
     """Templates with the name of a residue: protonation states, and both ends of a chain."""
     same = [residue.name, *_VARIANTS.get(residue.name, ())]
-    return [end + name for name in same for end in ("", "N", "C") if end + name in forcefield._templates]
+    # Amber marks the ends of proteins in front of the name, and those of nucleic acids behind it
+    names = [name for base in same for name in (base, f"N{base}", f"C{base}", f"{base}5", f"{base}3", f"{base}N")]
+    return [name for name in names if name in forcefield._templates]
 
 
 def _compare(residue: Any, template: Any) -> _Difference:
@@ -181,7 +182,7 @@ def _compare(residue: Any, template: Any) -> _Difference:
     if count == wanted:
         bonds = _bond_difference(residue, template)
     n_heavy = sum(n for symbol, n in count.items() if symbol != "H")
-    similar = 2 * (len(missing[False]) + len(extra[False])) <= n_heavy
+    similar = 2 * (len(missing[False]) + len(extra[False])) < n_heavy
     return _Difference(template.name, similar, missing[False], extra[False], missing[True], extra[True], ends, bonds)
 
 
