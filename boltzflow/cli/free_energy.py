@@ -50,6 +50,7 @@ def free_energy(
     n: Annotated[int, typer.Option("-n", help="Systems: samples of every state.")] = 20_000,
     minutes: Annotated[float | None, typer.Option(help="Systems: stop after this time, with fewer samples.")] = None,
     chains: Annotated[int, typer.Option(help="Systems: independent ladders.")] = 32,
+    burn_in: Annotated[int, typer.Option(help="Systems: sweeps left out at the start, and after adding states.")] = 200,
     max_states: Annotated[int, typer.Option(help="Systems: most states, those in between included.")] = 32,
     max_temperature: Annotated[
         float, typer.Option(help="Systems: of hot states, relative to the first system's.")
@@ -95,6 +96,7 @@ def free_energy(
         minutes=minutes,
         checkpoints=[path for _, path in ends],
         n_chains=positive("--chains", chains),
+        n_burn_in=positive("--burn-in", burn_in),
         max_states=max_states,
         max_temperature=max_temperature,
         seed=as_seed(seed),
