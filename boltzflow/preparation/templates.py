@@ -31,6 +31,7 @@ class _Difference:
 
     template: str
     similar: bool
+    n_common_names: int
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     missing_hydrogens: tuple[str, ...]
@@ -52,7 +53,8 @@ class _Difference:
     @property
     def cost_of_any(self) -> tuple[int, int, int, int]:
         """Small for close templates of other names: atoms count first, because bonds may be missing altogether."""
-        return *self._n_atoms, len(self.ends), len(self.bonds)
+        exchanged = max(len(self.missing), len(self.extra))  # one element for another is one difference
+        return exchanged, -self.n_common_names, self._n_atoms[1], len(self.ends) + len(self.bonds)
 
 
 def explain_residues(topology: Any, forcefield: Any, message: str) -> NoReturn:
@@ -183,7 +185,10 @@ def _compare(residue: Any, template: Any) -> _Difference:
         bonds = _bond_difference(residue, template)
     n_heavy = sum(n for symbol, n in count.items() if symbol != "H")
     similar = 2 * (len(missing[False]) + len(extra[False])) < n_heavy
-    return _Difference(template.name, similar, missing[False], extra[False], missing[True], extra[True], ends, bonds)
+    n_common = len({name for name, _ in has} & {name for name, _ in wants})
+    return _Difference(
+        template.name, similar, n_common, missing[False], extra[False], missing[True], extra[True], ends, bonds
+    )
 
 
 def _end_difference(residue: Any, template: Any) -> tuple[str, ...]:
