@@ -226,6 +226,33 @@ def end_to_end() -> str:
     return table(("per second", "weighted samples", "reverse-KL steps of 256 samples"), rows)
 
 
+def difference() -> str:
+    """The free energy of another force field, by three paths."""
+    found = load("force_field_difference")
+    if found is None:
+        return MISSING
+    names = {
+        "learned": "learned: samples of the shipped flow, annealed to the other end",
+        "tempered": "tempered: parallel tempering of both ends",
+        "mbar": "MBAR over intermediate states, the yardstick",
+    }
+    rows = []
+    for key, text in names.items():
+        r = found["results"][key]
+        cost = f"{r['n_force'] / 1e6:.1f}·10⁶"
+        rows.append((text, f"{pm(r['delta_f'], r['error'], 3)} kT", r["method"], cost, f"{r['seconds']:.0f} s"))
+    return table(("F(amber99sbildn + OBC) − F(amber96 + OBC1)", "ΔF", "estimator", "forces", "time"), rows)
+
+
+def report() -> str:
+    """Size and time of a report."""
+    found = load("report")
+    if found is None:
+        return MISSING
+    r = found["results"]
+    return f"{r['megabytes']:.1f} MB in {r['seconds']:.1f} s for {number(r['n'])} samples"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quality": quality,
     "speed": speed,
@@ -233,11 +260,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "forcefield": forcefield,
     "parallel_tempering": parallel_tempering,
     "end_to_end": end_to_end,
+    "difference": difference,
     "from alanine_dipeptide": lambda: provenance("alanine_dipeptide", "python benchmarks/alanine_dipeptide.py"),
     "from flows": lambda: provenance("flows", "python benchmarks/flows.py"),
     "from forcefield": lambda: provenance("forcefield", "python benchmarks/forcefield.py"),
     "from parallel_tempering": lambda: provenance("parallel_tempering", "python benchmarks/parallel_tempering.py"),
     "from end_to_end": lambda: provenance("end_to_end", "python benchmarks/end_to_end.py"),
+    "from difference": lambda: provenance("force_field_difference", "python benchmarks/force_field_difference.py"),
 }
 
 

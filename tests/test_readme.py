@@ -76,8 +76,8 @@ def commands():
 @pytest.mark.parametrize("words", list(commands()))
 def test_commands_parse(words):
     importlib.import_module("boltzflow.cli.app")
-    for module in ("analyze", "forecast", "free_energy", "sample", "simulate", "systems", "train"):
-        importlib.import_module(f"boltzflow.cli.{module}")
+    for path in (ROOT / "boltzflow" / "cli").glob("[a-z]*.py"):
+        importlib.import_module(f"boltzflow.cli.{path.stem}")
     from boltzflow.cli.app import app
 
     group = typer.main.get_command(app)
