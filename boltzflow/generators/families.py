@@ -47,8 +47,9 @@ def internal_spline_flow(system: "System", config: GeneratorConfig) -> Generator
     Proper torsions are circles with a uniform base. Bonds, angles and sibling torsions are lines with a standard normal
     base, in units of the widths that the force field's bonded terms give them, so that the untrained flow stands near
     the minimum. Where there are several molecules, their places and orientations are coordinates like the others,
-    broadly about those of the relaxed structure. After the couplings every coordinate has a marginal spline of its own, and the lines a triangular
-    affine map that takes up their linear correlations.
+    broadly about those of the relaxed structure; torsions of small rings are lines, too. After the couplings every
+    coordinate has a marginal spline of its own, and the lines a triangular affine map that takes up their linear
+    correlations.
 
     Args:
         system: Gives the Z-matrix, its domain and the temperature.
