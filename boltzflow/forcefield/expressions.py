@@ -92,7 +92,10 @@ class Expression:
     def _parse(self, text: str) -> int:
         self._tokens = [(match.lastgroup, match[match.lastgroup]) for match in _TOKEN.finditer(text.rstrip())]
         self._position = 0
-        result = self._operators(0)
+        try:
+            result = self._operators(0)
+        except RecursionError:
+            raise self._error("it is nested too deeply") from None
         if self._position != len(self._tokens):
             raise self._error(f"unexpected {self._tokens[self._position][1]!r} in {text.strip()!r}")
         return result
