@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from boltzflow.cli.app import command
-from boltzflow.cli.common import as_device, as_seed, is_shipped, output_file
+from boltzflow.cli.common import as_device, as_seed, output_file
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import FormatError
 from boltzflow.io.config import RunConfig, load_config
@@ -29,8 +29,8 @@ def simulate(
         typer.Option(
             "-o",
             "--output",
-            help="HDF5 file. (default: objective.data of the run; data/reference.h5 in the system's folder; "
-            "reference.h5 for a system that ships)",
+            help="HDF5 file. (default: objective.data of the run; reference.h5 in the data folder that the "
+            "system's system.yaml names; reference.h5)",
         ),
     ] = None,
     method: Annotated[
@@ -97,7 +97,7 @@ def _default_output(config: RunConfig, system: System) -> Path:
     """Where the next command looks for it."""
     if config.objective.data is not None:
         return Path(config.objective.data)
-    return Path("reference.h5") if is_shipped(system) else system.data_folder / "reference.h5"
+    return Path("reference.h5") if system.definition.data is None else system.data_folder / "reference.h5"
 
 
 def _report(ensemble: Ensemble, output: Path, *, as_json: bool) -> None:
