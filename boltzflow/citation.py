@@ -129,9 +129,9 @@ def cite(run: Any = None) -> str:
     trained the generator. Names without a known reference are listed in a comment.
 
     Args:
-        run: An Ensemble, a Generator, a Target, a System, a RunConfig, a Checkpoint or a Provenance; the path of an
-            ensemble file, a checkpoint, the YAML file of a run, a run folder or a system folder; or the name of a
-            system. None gives the core references of the package.
+        run: An Ensemble, a SystemDifference, a Generator, a Target, a System, a RunConfig, a Checkpoint or a
+            Provenance; the path of an ensemble file, a checkpoint, the YAML file of a run, a run folder or a system
+            folder; or the name of a system. None gives the core references of the package.
 
     Returns:
         The text of a `.bib` file.

@@ -24,7 +24,7 @@ from boltzflow.objectives import Objective, build_objective
 from boltzflow.paths import Path, TemperedPath
 from boltzflow.simulation import ParallelTempering
 from boltzflow.targets import DoubleWell, Gaussian, Target
-from boltzflow.transitions import MALA, AffineCoupling, BatchStep, SplineCoupling, SystematicResampling, Transition
+from boltzflow.transitions import HMC, MALA, AffineCoupling, BatchStep, SplineCoupling, SystematicResampling, Transition
 
 REQUIRED = {
     "article": {"author", "title", "journal", "volume", "pages", "year"},
@@ -171,6 +171,23 @@ def test_chains_cite_the_simulation():
         result = simulation.run(4)
         assert ("ParallelTempering" in result.methods) == (len(temperatures) > 1)
         assert {"MALA", "step size adaptation", "DoubleWell"} <= set(result.methods)
+
+
+def test_differences_between_systems_cite_their_estimator():
+    a, b = (target.double() for target in targets.harmonic_pair(2))
+    start = a.state(torch.zeros(1, 2, dtype=torch.float64))
+    options = {
+        "start": start,
+        "kernels": [HMC(0.5, n_leapfrog=3)],
+        "n": 500,
+        "n_chains": 10,
+        "n_burn_in": 20,
+        "seed": 1,
+    }
+    estimators = {"exp": "zwanzig1954", "bar": "bennett1976", "mbar": "shirts2008"}
+    for method, key in estimators.items():
+        found = bf.analysis.system_difference(a, b, method=method, **options)
+        assert {key, "hukushima1996", "chodera2007", "duane1987"} <= keys(cite(found))
 
 
 @pytest.fixture(scope="module")

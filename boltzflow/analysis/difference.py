@@ -29,6 +29,7 @@ class SystemDifference:
         ledger: Evaluations, pilots and burn-in included.
         seconds: Wall time.
         seed: Of the samples.
+        methods: What was used, by the names that `boltzflow.cite` knows.
     """
 
     estimate: Estimate
@@ -40,6 +41,7 @@ class SystemDifference:
     ledger: Ledger = field(default_factory=Ledger)
     seconds: float = 0.0
     seed: int = 0
+    methods: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, as `free-energy --json` prints them; None for what is not finite."""

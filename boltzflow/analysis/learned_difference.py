@@ -16,6 +16,7 @@ from boltzflow.analysis.reweight import reweight
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import LowOverlapError
 from boltzflow.estimate import Estimate
+from boltzflow.io.provenance import method_names
 from boltzflow.run import Ledger, Run, make_rng
 from boltzflow.simulation import MixedRows, ReplicaExchange
 from boltzflow.statistics import kish_ess, normalised_weights, pareto_k
@@ -141,7 +142,9 @@ def learned_difference(
         degrees=found.degrees,
         warnings=(*weight_warnings(at_a.log_weights), *weight_warnings(log_b)),
     )
-    return SystemDifference(estimate, "learned", (a.name, b.name), states, ledger=ledger)
+    walk = () if annealing is None else ("GeometricPath", "step size adaptation", *annealing.kernels[0])
+    methods = tuple(method_names(ensemble.provenance, "kish_ess", "pareto_k", "reweight", *walk, a, b))
+    return SystemDifference(estimate, "learned", (a.name, b.name), states, ledger=ledger, methods=methods)
 
 
 def _annealed(at_a: Ensemble, a: Target, b: Target, annealing: Annealing, seed: int) -> tuple[np.ndarray, Ledger]:

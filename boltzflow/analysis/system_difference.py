@@ -16,6 +16,7 @@ from boltzflow.analysis.learned_difference import by_generator
 from boltzflow.analysis.system_pair import energy_ratio, paired_starts, paired_targets
 from boltzflow.errors import LowOverlapError, nearest
 from boltzflow.estimate import Estimate
+from boltzflow.io.provenance import method_names
 from boltzflow.run import new_seed
 from boltzflow.simulation import molecule_kernels
 from boltzflow.state import State
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 Method = Literal["auto", "learned", "exp", "bar", "mbar"]
 METHODS = ("auto", "learned", "exp", "bar", "mbar")
+ESTIMATORS = {"exp": "exp_free_energy", "bar": "bar", "mbar": "mbar"}
 LOW_OVERLAP = 0.03
 SAME_R_HAT = 1.1
 """R-hat of ladders above which they are said to disagree."""
@@ -208,6 +210,7 @@ def _by_states(
         diagnostics,
         ladder.ledger,
         seed=ladder.seed,
+        methods=tuple(method_names(ESTIMATORS[method], "statistical_inefficiency", ladder.simulation, ladder.b)),
     )
 
 

@@ -154,7 +154,7 @@ class ParallelTempering:
     @property
     def methods(self) -> tuple[str, ...]:
         """Names by which `boltzflow.cite` finds the references of what it does; with one temperature no exchanges."""
-        exchange = ("ParallelTempering",) if self.n_rungs > 1 else ()
+        exchange = (type(self).__name__,) if self.n_rungs > 1 else ()
         adapted = ("step size adaptation",) if self._tuned else ()
         return tuple(method_names(*exchange, *adapted, *self.kernels, self.target))
 
