@@ -278,11 +278,11 @@ def weight_tail(ensemble: Ensemble, *, ax: Axes | None = None) -> Axes:
         fitted = tail.survival(grid)
         shown = fitted > 0.1 / len(ensemble)
         style = line_style("generated")
-        ax.plot(grid[shown], fitted[shown], label=f"generalised Pareto, k-hat {tail.k:.2f}", linewidth=1.8, **style)
+        ax.plot(grid[shown], fitted[shown], label=f"Pareto fit, k-hat {tail.k:.2f}", linewidth=1.8, **style)
         ax.axvline(tail.threshold, linewidth=0.8, linestyle=":", color=rcParams["text.color"])
     ax.set(xscale="log", yscale="log", xlabel="w/⟨w⟩", ylabel="fraction of samples above")
     ax.set_xlim(left=0.7 * w[w.size // 50], right=4 * w[-1])
-    ax.legend(loc="lower left")
+    ax.legend(loc="upper right")
     return ax
 
 

@@ -72,7 +72,7 @@ def as_svg(
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=size)
         # room for labels of any width, in inches: to measure it would double the time
-        _place(figure, left=0.72, right=0.12, bottom=0.52, top=0.28)
+        _place(figure, left=0.72, right=0.12, bottom=0.52, top=0.12)
         draw(figure.axes[0])
         return Picture(_embedded(figure, alt), caption)
 

@@ -112,7 +112,7 @@ def weight_section(ensemble: Ensemble, reference: Ensemble | None) -> dict[str, 
         return {"energies": [energies], "weights": []}
     weights = [
         as_svg(
-            lambda ax: plots.weight_distribution(ensemble, ax=ax, bins=_bins(len(ensemble))),
+            lambda ax: plots.weight_distribution(ensemble, ax=ax, bins=_bins(len(ensemble))).set_title(""),
             alt="Histogram of the logarithm of the weights over samples and over weight",
             caption="Where the two curves lie far apart, few samples carry the weight.",
             name="weights",
