@@ -184,8 +184,9 @@ def _by_states(
     left = seconds - (time.perf_counter() - began)
     logger.info("%s: sampling %d states of %d ladders", method, len(ladder.lambdas), ladder.n_chains)
     recorded, complete = ladder.sample(n, seconds=left, **options)
-    states = _describe(recorded)
+    # refuses where states do not overlap, which has to come first: their work may be infinite
     estimate, overlap = _one_sided(recorded, ladder) if method == "exp" else _two_sided(recorded, ladder)
+    states = _describe(recorded)
     warnings = [] if complete else [f"time was up after {recorded.u_a[:, 0].size} of {n} samples of every state"]
     worst = max(states, key=lambda row: row["r_hat"])
     if worst["r_hat"] > SAME_R_HAT:
