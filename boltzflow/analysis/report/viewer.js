@@ -83,7 +83,7 @@
     viewer.zoomTo();
     // the structures lie along x, and zoomTo fits the shorter side of the window
     const box = byId("canvas").getBoundingClientRect();
-    viewer.zoom(Math.min(1.35, Math.max(0.6, box.width / box.height)));
+    viewer.zoom(Math.min(1.35, Math.max(0.6, (0.88 * box.width) / box.height)));
     viewer.render();
   }
 
