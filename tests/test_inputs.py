@@ -1,5 +1,6 @@
 """Ten inputs that nobody prepared: each goes from its file to a report, or stops with an error that says what to do."""
 
+import json
 import time
 from pathlib import Path
 
@@ -52,7 +53,10 @@ def located(words):
     return [INPUTS / word if (INPUTS / word).is_file() else word for word in words]
 
 
-@pytest.mark.parametrize("name", WORKING)
+SLOW = {"mini-protein with prolines": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in WORKING])
 def test_from_input_to_report(name):
     words, n_atoms, n_molecules = WORKING[name]
     said = invoke("init", "mine", *located(words))
@@ -79,6 +83,17 @@ def test_from_input_to_report(name):
         assert system.recipes == ["parallel_tempering"]
     invoke("report", ensemble, "-o", "report.html")
     assert "</html>" in Path("report.html").read_text(encoding="utf-8")
+
+
+def test_forecast_and_free_energy_of_a_sequence():
+    invoke("init", "mine", "--sequence", "ACE GLY NME")
+    found = json.loads(invoke("forecast", "mine", "--json"))
+    assert (found["atoms"], found["dimension"]) == (19, 51)
+    invoke("simulate", "mine", "-n", "400", "--chains", "8", "--burn-in", "20", "--seed", "1", "-o", "reference.h5")
+    states = ["--state", "-120:0", "--state", "0:120"]
+    said = json.loads(invoke("free-energy", "reference.h5", "--cv", "psi", *states, "--json"))
+    # glycine has no hand: the two states are mirror images
+    assert abs(said["delta_f"]) < 4 * said["error"]
 
 
 REFUSED = {
