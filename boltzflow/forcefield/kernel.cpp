@@ -18,7 +18,7 @@ template <class T>
 struct Model {
     int64_t n_atoms, n_bonds, n_angles, n_torsions, n_harmonics, n_maps, has_pairs, has_born, has_neck, has_cutoff, engulfed;
     const int32_t *bond_atoms;   // [n_bonds][2]
-    const T *bond;               // [n_bonds][2]: r0, k
+    const T *bond;               // [n_bonds][3]: r0, k, and the least r - r0 that counts
     const int32_t *angle_atoms;  // [n_angles][3]
     const T *angle;              // [n_angles][2]: theta0, k
     const int32_t *torsion_atoms;  // [n_torsions][4], each quadruple once
@@ -42,14 +42,15 @@ template <class T, int W>
 void bonds(const Model<T> &m, const T *x, T *f, double *energy) {
     for (int64_t k = 0; k < m.n_bonds; ++k) {
         const int64_t ia = 3 * W * m.bond_atoms[2 * k], ib = 3 * W * m.bond_atoms[2 * k + 1];
-        const T r0 = m.bond[2 * k], stiffness = m.bond[2 * k + 1];
+        const T r0 = m.bond[3 * k], stiffness = m.bond[3 * k + 1], least = m.bond[3 * k + 2];
         LANES {
             const T dx = x[ia + w] - x[ib + w];
             const T dy = x[ia + W + w] - x[ib + W + w];
             const T dz = x[ia + 2 * W + w] - x[ib + 2 * W + w];
             const T r = std::sqrt(dx * dx + dy * dy + dz * dz + T(kTiny));
-            const T g = stiffness * (r - r0) / r;
-            energy[w] += T(0.5) * stiffness * (r - r0) * (r - r0);
+            const T excess = r - r0 < least ? least : r - r0;
+            const T g = stiffness * excess / r;
+            energy[w] += T(0.5) * stiffness * excess * excess;
             f[ia + w] -= g * dx, f[ia + W + w] -= g * dy, f[ia + 2 * W + w] -= g * dz;
             f[ib + w] += g * dx, f[ib + W + w] += g * dy, f[ib + 2 * W + w] += g * dz;
         }

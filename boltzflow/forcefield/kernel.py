@@ -15,6 +15,7 @@ import torch
 
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.forcefield.cmap_torsion import CMAPTorsions
+from boltzflow.forcefield.custom_bonds import CustomBonds
 from boltzflow.forcefield.generalized_born import GeneralizedBorn
 from boltzflow.forcefield.harmonic_angle import HarmonicAngles
 from boltzflow.forcefield.harmonic_bond import HarmonicBonds
@@ -138,6 +139,16 @@ def _disjoint(terms: list[Nonbonded]) -> bool:
     return len(pairs.unique()) == len(pairs)
 
 
+def _flat_bottom(term: Term) -> bool:
+    """Whether a term is harmonic restraints of distances beyond r0, as they hold molecules together."""
+    return (
+        type(term) is CustomBonds
+        and "".join(term.options["expression"].split()) == "0.5*k*max(0,r-r0)^2"
+        and sorted(term.options["parameter_names"]) == ["k", "r0"]
+        and term.options["variables"] == {"r": ("distance", 0, 1)}
+    )
+
+
 class Kernel:
     """The terms of a force field that the compiled kernel evaluates, packed for it.
 
@@ -165,7 +176,9 @@ class Kernel:
                 or (kind is Nonbonded and _disjoint([*taken.get(kind, []), term]))
             ):
                 taken.setdefault(kind, []).append(term)
-            else:
+            elif _flat_bottom(term):
+                taken.setdefault(CustomBonds, []).append(term)
+            elif kind is not CustomBonds or len(term.atoms):
                 rest.append(term)
         self.rest = ForceField(rest, n_atoms=self.n_atoms, dtype=self.dtype) if rest else None
 
@@ -174,9 +187,14 @@ class Kernel:
 
         numbers = {"cutoff": _FAR, "switching": _FAR, "born_cutoff": _FAR}
         tensors = dict.fromkeys(_Model._TENSORS, torch.zeros(0))
-        if HarmonicBonds in taken:
-            tensors["bond_atoms"], r0, k = joined(HarmonicBonds, ("atoms", "r0", "k"))
-            tensors["bond"] = torch.stack([r0, k], 1)
+        bonds = [(term.atoms, term.r0, term.k, -_FAR) for term in taken.get(HarmonicBonds, [])]
+        for term in taken.get(CustomBonds, []):
+            column = dict(zip(term.options["parameter_names"], term.parameter_values.T, strict=True))
+            bonds.append((term.atoms, column["r0"], column["k"], 0.0))
+        if bonds:
+            tensors["bond_atoms"] = torch.cat([atoms for atoms, *_ in bonds])
+            rows = [torch.stack([r0, k, torch.full_like(r0, least)], 1) for _, r0, k, least in bonds]
+            tensors["bond"] = torch.cat(rows)
         if HarmonicAngles in taken:
             tensors["angle_atoms"], theta0, k = joined(HarmonicAngles, ("atoms", "theta0", "k"))
             tensors["angle"] = torch.stack([theta0, k], 1)

@@ -29,6 +29,15 @@ def _flat_bottom() -> openmm.Force:
     return force
 
 
+def _restraint() -> openmm.Force:
+    force = openmm.CustomBondForce("0.5 * k * max(0, r-r0)^2")
+    force.addPerBondParameter("k")
+    force.addPerBondParameter("r0")
+    for i, j, k, r0 in [(0, 1, 3e3, 0.4), (2, 5, 2e2, 0.2), (1, 6, 10.0, 0.7)]:
+        force.addBond(i, j, [k, r0])
+    return force
+
+
 def _morse() -> openmm.Force:
     force = openmm.CustomBondForce("D*(1-exp(-a*(r-r0)))^2 + select(step(r-0.2), 1/r, 5) + erfc(r)/r; a=20; D=depth*2")
     force.addPerBondParameter("depth")
@@ -93,7 +102,7 @@ def _centroids() -> openmm.Force:
     return force
 
 
-FORCES = [_flat_bottom, _morse, _cosine_angle, _charmm_improper, _external, _compound, _centroids]
+FORCES = [_flat_bottom, _restraint, _morse, _cosine_angle, _charmm_improper, _external, _compound, _centroids]
 
 
 @pytest.fixture(scope="module", params=FORCES)
@@ -213,6 +222,16 @@ def test_what_is_not_supported_is_refused():
         from_openmm(_system(force))
     with pytest.raises(UnsupportedForceError, match=r"CustomExternalForce .* periodic"):
         from_openmm(_system(openmm.CustomExternalForce("periodicdistance(x,y,z,0,0,0)")))
+
+
+def test_the_kernel_takes_restraints_and_leaves_out_what_is_empty():
+    system = _system(_restraint())
+    system.addForce(openmm.CustomTorsionForce("theta"))
+    compiled = from_openmm(system).compiled()
+    if compiled.backend == "eager":
+        pytest.skip("no C++ compiler")
+    compiled(torch.zeros(1, N_ATOMS, 3))
+    assert compiled._kernel.rest is None
 
 
 def test_parameter_derivatives_are_ignored_aloud(caplog):
