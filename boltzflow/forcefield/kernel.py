@@ -28,7 +28,9 @@ __all__ = ["DTYPES", "Kernel", "library"]
 
 _log = logging.getLogger(__name__)
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", "kernel_math.h")]
+_SOURCES = [
+    Path(__file__).with_name(name) for name in ("kernel.cpp", "kernel_bonded.h", "kernel_model.h", "kernel_math.h")
+]
 # Neither -ffast-math nor -ffinite-math-only: NaN positions must give NaN energies.
 _FLAGS = (
     *("-std=c++20", "-O3", "-march=native", "-fopenmp-simd", "-fPIC", "-shared"),
@@ -39,7 +41,7 @@ DTYPES = {torch.float32: "boltzflow_float", torch.float64: "boltzflow_double"}
 
 
 class _Model(ctypes.Structure):
-    """Mirrors Model in kernel.cpp, field by field."""
+    """Mirrors Model in kernel_model.h, field by field."""
 
     _SIZES = (
         *("n_atoms", "n_bonds", "n_angles", "n_torsions", "n_harmonics", "n_maps"),
