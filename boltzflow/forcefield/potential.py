@@ -184,7 +184,10 @@ class ForceField(nn.Module):
             bad = [name for name, tensor in term["tensors"].items() if not tensor.isfinite().all()]
             if bad:
                 raise FormatError(f"the parameters {bad} of {term['kind']} are not finite; convert the System again")
-        terms = [TERMS[term["kind"]](**term["tensors"], **term["options"]) for term in state["terms"]]
+        try:
+            terms = [TERMS[term["kind"]](**term["tensors"], **term["options"]) for term in state["terms"]]
+        except TypeError as error:  # parameters that the terms of this version do not have, or that they miss
+            raise FormatError(f"the parameters are those of another version ({error}); convert the System") from error
         return cls(
             terms, n_atoms=state["n_atoms"], n_constraints=state["n_constraints"], dtype=getattr(torch, state["dtype"])
         )

@@ -84,6 +84,9 @@ def test_foreign_files_are_refused(forcefield, tmp_path):
     state["terms"][0]["tensors"]["k"] = state["terms"][0]["tensors"]["k"].clone().fill_(float("nan"))
     with pytest.raises(FormatError, match=r"\['k'\] of HarmonicBonds are not finite"):
         ForceField.from_state(state)
+    state["terms"][0]["tensors"].pop("k")
+    with pytest.raises(FormatError, match="another version .*'k'"):
+        ForceField.from_state(state)
     state["terms"][0]["kind"] = "Mystery"
     with pytest.raises(FormatError, match="Mystery"):
         ForceField.from_state(state)
