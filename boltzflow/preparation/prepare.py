@@ -35,6 +35,7 @@ from boltzflow.preparation.readers import (
 from boltzflow.preparation.readme import readme_text
 from boltzflow.preparation.recipes import recipes_for
 from boltzflow.preparation.solvent import check_solvent, remove_solvent
+from boltzflow.preparation.termini import add_terminal_oxygens
 from boltzflow.systems import System, load_system, probe_positions
 
 __all__ = ["DEFAULT_FORCEFIELD", "prepare"]
@@ -89,7 +90,7 @@ def prepare(
         forcefield: OpenMM XML files, shipped or paths, for `pdb` and `sequence`; by default `DEFAULT_FORCEFIELD`.
         implicit_solvent: For `prmtop` and `psf`: HCT, OBC1, OBC2 (default), GBn, GBn2 or none.
         temperature: Kelvin; text may carry the unit ("300K", "25C").
-        add_hydrogens: Add those that are missing, protonated for `ph`.
+        add_hydrogens: Add those that are missing, protonated for `ph`, and terminal oxygens (OXT).
         ph: Of the solution.
         remove_solvent: Take out waters and free ions.
         restraint_radius: Distance up to which the restraint between molecules is zero, nm; by default 1.5 nm, or 0.5 nm
@@ -211,6 +212,7 @@ def _complete(source: Source, field: Any, files: list[str], *, remove: bool, hyd
     add_bonds(source, field)
     check_positions(source.topology, source.positions)
     if hydrogens:
+        add_terminal_oxygens(source)
         add_hydrogens(source, ph=ph)
     source.system = build_system(source.topology, field)
     source.definition = " + ".join(files)

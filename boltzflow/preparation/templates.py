@@ -104,7 +104,7 @@ def explain_residues(topology: Any, forcefield: Any, message: str) -> NoReturn:
     if lacking:
         remedy = "rebuild them, for example with pdbfixer (PDBFixer.findMissingAtoms, addMissingAtoms)"
         if all(set(d.missing) <= {"OXT"} for _, d in found if d.missing):
-            remedy += ", or end the chain with NME"
+            remedy += ", or let --add-hydrogens add OXT"
         raise FormatError(
             f"missing heavy atoms in {len(lacking)} residues: {listed(lacking, most=4)}; {remedy}."
             + (f" Without template besides: {listed(described, most=3)}." if described else "")

@@ -112,8 +112,7 @@ def test_missing_oxygen_of_the_end_is_named(write):
     write("here", "")
     with open("in.pdb", "w") as file:
         app.PDBFile.writeFile(model.topology, model.positions, file)
-    refused("ALA2 lacks OXT of template CALA", "end the chain with NME", pdb="in.pdb")
-    refused("ALA2 lacks OXT of template CALA", pdb="in.pdb", add_hydrogens=True)
+    refused("ALA2 lacks OXT of template CALA", "let --add-hydrogens add OXT", pdb="in.pdb")
 
 
 def test_missing_hydrogens_have_a_remedy(write, records):
