@@ -85,7 +85,7 @@ def test_foreign_files_are_refused(forcefield, tmp_path):
     with pytest.raises(FormatError, match=r"\['k'\] of HarmonicBonds are not finite"):
         ForceField.from_state(state)
     state["terms"][0]["tensors"].pop("k")
-    with pytest.raises(FormatError, match="another version .*'k'"):
+    with pytest.raises(FormatError, match=r"another version .*'k'"):
         ForceField.from_state(state)
     state["terms"][0]["kind"] = "Mystery"
     with pytest.raises(FormatError, match="Mystery"):
