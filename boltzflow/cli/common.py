@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import torch
 from boltzflow.errors import FormatError, UnknownNameError
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
 from boltzflow.systems import System, list_systems, load_system
-from boltzflow.transitions.compiled import compiler
+from boltzflow.transitions.compiled import uncompiled
 from boltzflow.workflow import path_log_weights
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FEW_ROWS = 50_000
+"""Fewer than these are traced back before a kernel is compiled."""
 
 
 @dataclass(frozen=True)
@@ -187,13 +189,8 @@ def paths_of(ensemble: "Ensemble", reference: "Ensemble", system: System | None)
         else:
             missing = "the checkpoint that made the ensemble is not there any more"
         raise FormatError(f"the reference cannot be traced back through the generator: {missing}.")
-    # to compile a kernel takes longer than to trace this many rows without
-    eager = len(reference) < FEW_ROWS and not compiler.off
-    compiler.off = compiler.off or eager
-    try:
+    with uncompiled() if len(reference) < FEW_ROWS else nullcontext():
         return path_log_weights(system.load_generator(checkpoint=path), reference, system.target)
-    finally:
-        compiler.off = compiler.off and not eager
 
 
 def sha256(path: Path) -> str:

@@ -34,7 +34,9 @@ def init(
         str | None, typer.Option(help="For --prmtop, --psf: HCT, OBC1, OBC2, GBn, GBn2 or none. [default: OBC2]")
     ] = None,
     temperature: Annotated[str, typer.Option(help="Kelvin; 25C is degrees Celsius.")] = "300",
-    add_hydrogens: Annotated[bool, typer.Option("--add-hydrogens", help="Add missing hydrogens, and terminal oxygens (OXT).")] = False,
+    add_hydrogens: Annotated[
+        bool, typer.Option("--add-hydrogens", help="Add missing hydrogens, and terminal oxygens (OXT).")
+    ] = False,
     ph: Annotated[float, typer.Option(help="For --add-hydrogens and --sequence.")] = 7.0,
     remove_solvent: Annotated[bool, typer.Option("--remove-solvent", help="Take out waters and free ions.")] = False,
     restraint_radius: Annotated[

@@ -1,17 +1,18 @@
 """Kernels compiled by torch.compile, with their eager twins where there is no working compiler."""
 
+import contextlib
 import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import no_type_check
 
 import torch
 
 from boltzflow._typing import Tensor
 
-__all__ = ["attempt", "compiler", "run_elementwise"]
+__all__ = ["attempt", "compiler", "run_elementwise", "uncompiled"]
 
 _logger = logging.getLogger(__name__)
 
@@ -100,3 +101,13 @@ class _Variant:
 
 
 compiler = Compiler()
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run kernels eagerly inside, for work that is shorter than a compilation; the numbers are the same."""
+    before, compiler.off = compiler.off, True
+    try:
+        yield
+    finally:
+        compiler.off = before
