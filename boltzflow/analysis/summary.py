@@ -29,10 +29,10 @@ def summary(
 
     Returns:
         system, n, ess, ess_fraction, equal_weights (of all rows with a weight), pareto_k, log_z, log_z_error,
-        normalisation, mean_reduced_energy, mean_reduced_energy_error, elbo, elbo_error, n_energy, n_force, n_nonfinite, n_failed, seconds, device, seed,
-        target, base, context, interrupted, warnings; of chains also n_chains, r_hat and n_effective (of the reduced
-        energy) and, if there was a ladder of temperatures, round_trips; with a reference also forward_ess_fraction,
-        eubo, eubo_error, eubo_minus_elbo, n_failed_reference.
+        normalisation, mean_reduced_energy, mean_reduced_energy_error, elbo, elbo_error, n_energy, n_force, n_nonfinite,
+        n_failed, seconds, device, seed, target, base, context, interrupted, warnings; of chains also n_chains, r_hat
+        and n_effective (of the reduced energy) and, if there was a ladder of temperatures, round_trips; with a
+        reference also forward_ess_fraction, eubo, eubo_error, eubo_minus_elbo, n_failed_reference.
 
     Raises:
         ValueError: If a reference comes without its paths.
