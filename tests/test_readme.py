@@ -43,6 +43,8 @@ def test_snippets_run(page, tmp_path, monkeypatch):
     """All blocks of a page in one namespace, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
+    registry = importlib.import_module("boltzflow.forcefield.registry")
+    monkeypatch.setattr(registry, "CONVERTERS", dict(registry.CONVERTERS))  # a page registers a force
     namespace = {"__name__": "snippet"}
     for line, source in blocks(page, "python"):
         for large, small in SMALLER.items():
