@@ -176,18 +176,9 @@ def test_chains_cite_the_simulation():
 def test_differences_between_systems_cite_their_estimator():
     a, b = (target.double() for target in targets.harmonic_pair(2))
     start = a.state(torch.zeros(1, 2, dtype=torch.float64))
-    options = {
-        "start": start,
-        "kernels": [HMC(0.5, n_leapfrog=3)],
-        "n": 500,
-        "n_chains": 10,
-        "n_burn_in": 20,
-        "seed": 1,
-    }
-    estimators = {"exp": "zwanzig1954", "bar": "bennett1976", "mbar": "shirts2008"}
-    for method, key in estimators.items():
-        found = bf.analysis.system_difference(a, b, method=method, **options)
-        assert {key, "hukushima1996", "chodera2007", "duane1987"} <= keys(cite(found))
+    options = {"start": start, "kernels": [HMC(0.5, n_leapfrog=3)], "sweeps_per_record": 1, "seed": 1}
+    found = bf.analysis.system_difference(a, b, method="bar", n=200, n_chains=5, n_burn_in=10, **options)
+    assert {"bennett1976", "hukushima1996", "chodera2007", "duane1987"} <= keys(cite(found))
 
 
 @pytest.fixture(scope="module")
