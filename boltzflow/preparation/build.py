@@ -9,6 +9,7 @@ import torch
 
 from boltzflow.errors import FormatError
 from boltzflow.preparation.checks import atom_name, fragments
+from boltzflow.preparation.matching import create_system
 from boltzflow.preparation.readers import Source
 from boltzflow.preparation.templates import explain_residues
 
@@ -81,12 +82,8 @@ def build_system(topology: Any, forcefield: Any) -> Any:
     Raises:
         FormatError: If a residue has no template (named, with the closest one and what differs).
     """
-    from openmm import app
-
     try:
-        return forcefield.createSystem(
-            topology, nonbondedMethod=app.NoCutoff, constraints=None, rigidWater=False, removeCMMotion=False
-        )
+        return create_system(topology, forcefield)
     except Exception as error:  # OpenMM raises ValueError, KeyError and bare Exception here
         return explain_residues(topology, forcefield, str(error))
 

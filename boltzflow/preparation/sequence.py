@@ -174,8 +174,6 @@ def _hint(chains: list[list[str]]) -> str:
         return " CYX is one half of a disulphide bridge, which cannot be built from a sequence: start from a PDB file."
     if any(len(names) == 1 for names in chains):
         return " Amber force fields have no single amino acid with two charged ends: cap it, as in 'ACE ALA NME'."
-    if any(name in _CAPS for names in chains for name in names):
-        return " In CHARMM force fields a cap is no residue: take an Amber force field, or leave the caps out."
     return ""
 
 

@@ -10,7 +10,7 @@ from boltzflow.errors import FormatError
 from boltzflow.preparation.checks import listed
 from boltzflow.preparation.solvent import solvent_kind
 
-__all__ = ["explain_residues"]
+__all__ = ["CAPS", "explain_residues", "own_names"]
 
 _SITE = "virtual site"
 
@@ -19,10 +19,22 @@ _VARIANTS = {
     "ASP": ("ASH",),
     "CYS": ("CYX", "CYM"),
     "GLU": ("GLH",),
+    "HID": ("HSD",),
+    "HIE": ("HSE",),
+    "HIP": ("HSP",),
     "HIS": ("HID", "HIE", "HIP", "HSD", "HSE", "HSP"),
     "LYS": ("LYN",),
     "HOH": ("WAT", "TIP3", "SOL"),
+    **{name: ("ADE",) for name in ("A", "DA")},
+    **{name: ("CYT",) for name in ("C", "DC")},
+    **{name: ("GUA",) for name in ("G", "DG")},
+    "DT": ("THY",),
+    "U": ("URA",),
 }
+
+
+CAPS = {"ACE": 1, "NH2": -1, "NME": -1}
+"""Residues that only end a chain, each with the place of its neighbour: CHARMM has patches of the neighbour instead."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,10 @@ def explain_residues(topology: Any, forcefield: Any, message: str) -> NoReturn:
     named = re.search(r"(?:residue |within topology )(\d+)", message)
     if named is None or "emplate" not in message:
         raise FormatError(f"force field: OpenMM cannot make the System: {' '.join(message.split())}") from None
-    unmatched = {residue.index for residue in forcefield.getUnmatchedResidues(topology)} | {int(named[1])}
+    unmatched = {residue.index for residue in forcefield.getUnmatchedResidues(topology)}
+    if forcefield._patches:  # there caps are patches
+        unmatched -= {r.index for r in topology.residues() if r.name in CAPS and not own_names(r, forcefield)}
+    unmatched.add(int(named[1]))
     found = []
     for residue in topology.residues():
         if residue.index in unmatched:
@@ -97,9 +112,9 @@ def explain_residues(topology: Any, forcefield: Any, message: str) -> NoReturn:
     lacking = [
         f"{_name(r)} lacks {listed(list(d.missing))} of template {d.template}"
         for r, d in found
-        if d.missing and not d.extra and d.template in _same_name(r, forcefield)
+        if d.missing and not d.extra and d.template in own_names(r, forcefield)
     ]
-    foreign = [(r, d) for r, d in found if d.extra or (d.missing and d.template not in _same_name(r, forcefield))]
+    foreign = [(r, d) for r, d in found if d.extra or (d.missing and d.template not in own_names(r, forcefield))]
     described = [f"{_name(r)}: {_describe(d)}" for r, d in foreign]
     if lacking:
         remedy = "rebuild them, for example with pdbfixer (PDBFixer.findMissingAtoms, addMissingAtoms)"
@@ -156,7 +171,7 @@ def _describe(difference: _Difference) -> str:
 
 def _closest(residue: Any, forcefield: Any) -> _Difference:
     templates = forcefield._templates
-    names = _same_name(residue, forcefield)
+    names = own_names(residue, forcefield)
     if not names:
         costs = {name: _compare(residue, template).cost_of_any for name, template in templates.items()}
         least = min(costs.values())
@@ -165,8 +180,16 @@ def _closest(residue: Any, forcefield: Any) -> _Difference:
     return min((_compare(residue, templates[name]) for name in names), key=lambda d: d.cost)
 
 
-def _same_name(residue: Any, forcefield: Any) -> list[str]:
-    """Templates with the name of a residue: protonation states, and both ends of a chain."""
+def own_names(residue: Any, forcefield: Any) -> list[str]:
+    """Templates with the name of a residue: protonation states, and both ends of a chain.
+
+    Args:
+        residue: Of an `openmm.app.Topology`.
+        forcefield: The `openmm.app.ForceField`.
+
+    Returns:
+        Names of templates, its own first; none if there is none.
+    """
     same = [residue.name, *_VARIANTS.get(residue.name, ())]
     # Amber marks the ends of proteins in front of the name, and those of nucleic acids behind it
     names = [name for base in same for name in (base, f"N{base}", f"C{base}", f"{base}5", f"{base}3", f"{base}N")]

@@ -182,8 +182,3 @@ def test_reading(text, names):
 def test_what_cannot_be_built(forcefields, text, error, message):
     with pytest.raises(error, match=message):
         from_sequence(text, forcefield=forcefields("amber14-all.xml"))
-
-
-def test_caps_of_charmm(forcefields):
-    with pytest.raises(FormatError, match="In CHARMM force fields a cap is no residue"):
-        from_sequence("ACE ALA NME", forcefield=forcefields("charmm36.xml"))
