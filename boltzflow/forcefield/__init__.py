@@ -12,6 +12,7 @@ from boltzflow.forcefield.nonbonded import Nonbonded
 from boltzflow.forcefield.openmm_bridge import OpenMMPotential, WorkerError
 from boltzflow.forcefield.periodic_torsion import PeriodicTorsions
 from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField, TorsionParameters
+from boltzflow.forcefield.python_force import to_openmm
 from boltzflow.forcefield.registry import from_openmm, register_force
 from boltzflow.forcefield.term import Term
 
@@ -35,4 +36,5 @@ __all__ = [
     "WorkerError",
     "from_openmm",
     "register_force",
+    "to_openmm",
 ]

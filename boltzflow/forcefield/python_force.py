@@ -1,5 +1,6 @@
 """The other direction: a torch potential, or a Target, as a force that OpenMM itself simulates."""
 
+import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -101,7 +102,7 @@ def _name(source: Any) -> str:
 
 
 def _kT(target: Any, temperature: Any) -> float:
-    """kT in kJ/mol at the temperature of the Target, or else at the one given."""
+    """Return kT in kJ/mol at the temperature of the Target, or else at the one given."""
     from openmm import unit
 
     own = getattr(target, "temperature", None)
@@ -189,12 +190,12 @@ class _Computation:
                 f"for positions of shape {tuple(x.shape)} it must return an energy of shape (1,) and a force of that "
                 f"of the positions; found {tuple(energy.shape)} and {tuple(force.shape)}"
             )
-        u, f = float(energy), force.detach()[0].to("cpu", torch.float64)
+        u, f = energy.item(), force.detach()[0].to("cpu", torch.float64)
         bad = (~f.isfinite().all(1)).nonzero()[:, 0].tolist()
-        if not torch.isfinite(torch.tensor(u)) or bad:
+        if not math.isfinite(u) or bad:
             atoms = f", force not finite on its atoms {bad[:5]}" if bad else ""
             raise NonFiniteEnergyError(
-                f"energy {u:g} kJ/mol{atoms}. +inf is the end of a Target's support, where dynamics cannot go: simulate "
-                "its potential instead, or a smaller step if it blew up"
+                f"energy {u:g} kJ/mol{atoms}. +inf is the end of a Target's support, where dynamics cannot go: "
+                "simulate its potential instead, or take a smaller step if it blew up"
             )
         return u, f.numpy()
