@@ -143,9 +143,8 @@ def cite(run: Any = None) -> str:
 
     Example:
         >>> import boltzflow
-        >>> print(boltzflow.cite()[:42])
-        % used for: boltzflow
-        @misc{boltzflow,
+        >>> boltzflow.cite().splitlines()[1]
+        '@misc{boltzflow,'
     """
     if isinstance(run, str | os.PathLike):
         run = _open(run)
@@ -186,7 +185,10 @@ def _methods(run: Any) -> list[str]:
     if isinstance(run, Checkpoint):
         return method_names(*_built(run.config), *run.methods, load_system(run.config.system).target)
     if isinstance(run, RunConfig):
-        return method_names(*_built(run), *run.objective.methods, "AdamW", load_system(run.system).target)
+        simulated = _simulated(run) if "simulation" in run.model_fields_set else []
+        trains = run.model_fields_set & {"generator", "objective", "training"} or not simulated
+        trained = [*_built(run), *run.objective.methods, "AdamW"] if trains else []
+        return method_names(*trained, *simulated, load_system(run.system).target)
     if hasattr(run, "methods") or hasattr(run, "reduced_energy"):
         return method_names(run)
     raise TypeError(
@@ -201,6 +203,20 @@ def _built(config: "RunConfig") -> list[str]:
     from boltzflow.systems import load_system
 
     return method_names(build_generator(load_system(config.system), config.generator))
+
+
+def _simulated(config: "RunConfig") -> list[str]:
+    """What the simulation of a configuration uses."""
+    from boltzflow.simulation.settings import complete, molecule_tempering
+    from boltzflow.systems import load_system
+
+    if config.simulation.method == "md":
+        return ["molecular_dynamics"]
+    system = load_system(config.system)
+    # one ladder has the same methods as many
+    settings = complete(config.simulation, dimension=system.dimension).model_copy(update={"chains": 1})
+    weighted = ["mbar"] if settings.keep == "all" else []
+    return method_names(molecule_tempering(system, settings, device="cpu", seed=0), *weighted)
 
 
 def _open(name: str | os.PathLike) -> Any:

@@ -266,6 +266,7 @@ def test_interrupt_keeps_finished_shards(folder):
     environment = {**os.environ, "BOLTZFLOW_COMPILE": "0", "OMP_NUM_THREADS": "1"}
     script = (
         "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
         "import boltzflow.generators.generator as g\n"
         "make, n = g.shard_ensemble, []\n"
         "def counted(*a, **k):\n"

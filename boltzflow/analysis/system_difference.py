@@ -101,8 +101,8 @@ def system_difference(
         >>> a, b = (target.double() for target in harmonic_pair(2))
         >>> start = a.state(torch.zeros(1, 2, dtype=torch.float64))
         >>> found = system_difference(a, b, start=start, kernels=[HMC(0.5, n_leapfrog=3)], n=2000, seed=1)
-        >>> found.method, abs(found.estimate.z_score(a.log_z - b.log_z)) < 4
-        ('bar', True)
+        >>> abs(found.estimate.z_score(a.log_z - b.log_z)) < 4
+        True
     """
     began = time.perf_counter()
     _check(method, n=n, minutes=minutes, lambdas=lambdas, max_states=max_states)
