@@ -212,6 +212,18 @@ def test_checkpoint_and_run_cite_the_training(alanine):
     }  # fmt: skip
 
 
+def test_a_run_cites_the_simulation_that_it_describes(alanine):
+    values = {"system": alanine.name, "simulation": {"keep": "all"}}
+    tempering = keys(cite(parse_config(values)))
+    assert {"hukushima1996", "duane1987", "shirts2008"} <= tempering
+    assert not {"durkan2019", "loshchilov2019"} & tempering
+    dynamics = keys(cite(parse_config({**values, "simulation": {"method": "md"}})))
+    assert "zhang2019" in dynamics
+    assert not {"hukushima1996", "shirts2008"} & dynamics
+    both = keys(cite(parse_config({**values, "objective": {"likelihood": 1.0}})))
+    assert both > tempering | {"durkan2019", "loshchilov2019"}
+
+
 def test_nothing_is_silent():
     assert "not recorded" in cite(Provenance())
     text = cite(Provenance(methods=["MALA", "MyKernel"]))

@@ -36,7 +36,7 @@ ARROWS = {
     "training": {"objectives", "simulation", "io"},
     "analysis": {"ensemble", "simulation"},
     "systems": {"generators"},
-    "citation": {"systems"},
+    "citation": {"systems", "simulation"},
     "testing": {"generators"},
     "preparation": {"systems", "training"},
     "workflow": {"systems", "training"},
