@@ -3,9 +3,12 @@
 import numpy as np
 import openmm
 import pytest
+import torch
 from openmm import app, unit
 
 from boltzflow.errors import FormatError
+from boltzflow.generators.families import _domain
+from boltzflow.preparation import prepare
 from boltzflow.preparation.build import build_system
 from boltzflow.preparation.sequence import from_sequence
 
@@ -64,3 +67,17 @@ def test_missing_hydrogens_are_named_and_caps_are_not(charmm, dipeptide):
     model.delete([atom for atom in topology.atoms() if atom.element.symbol == "H"])
     with pytest.raises(FormatError, match=r"missing hydrogens in 1 residues: 1:ALA2 lacks"):
         build_system(model.topology, charmm)
+
+
+def test_dipeptide_has_widths_of_its_bonded_terms(tmp_path):
+    system = prepare(tmp_path / "ala", sequence="ACE ALA NME", forcefield="charmm36.xml")
+    expected = energy(system.openmm_system, system.positions.numpy())
+    assert system.potential(system.positions[None])[0].item() == pytest.approx(expected, abs=1e-5)
+    domain = _domain(system)
+    sibling = torch.as_tensor(~system.zmatrix.proper)
+    for widths, least, most in [
+        (domain.bond_std, 0.002, 0.004),
+        (domain.angle_std, 0.04, 0.08),
+        (domain.torsion_std[sibling], 0.08, 0.25),
+    ]:
+        assert least < widths.min() <= widths.max() < most
