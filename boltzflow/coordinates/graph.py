@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
+
 __all__ = [
     "colour_classes",
     "connected_components",
@@ -142,15 +144,19 @@ def colour_classes(elements: Sequence[int], neighbours: Sequence[Sequence[int]])
     References:
         The reduction of a graph to canonical form (Weisfeiler and Leman, 1968): one-dimensional refinement.
     """
-    colours = _ranked([(z,) for z in elements])
-    while True:
-        refined = _ranked([(colours[a], *sorted(colours[b] for b in neighbours[a])) for a in range(len(neighbours))])
-        if max(refined, default=0) == max(colours, default=0):
-            return refined
-        colours = refined
+    if not neighbours:
+        return []
+    n, most = len(neighbours), max(map(len, neighbours))
+    padded = np.array([[*around, *[n] * (most - len(around))] for around in neighbours], dtype=np.int64)
+    n_classes, colours = 0, _ranks(np.asarray(elements, dtype=np.int64))
+    while n_classes < (n_classes := int(colours.max()) + 1):
+        # a missing neighbour has a colour of its own
+        around = np.sort(np.append(colours, n)[padded], axis=1)
+        for column in around.T:
+            colours = _ranks(colours * (n + 1) + column)
+    return colours.tolist()
 
 
-def _ranked(keys: list[tuple[int, ...]]) -> list[int]:
+def _ranks(keys: np.ndarray) -> np.ndarray:
     """Replace each key by its rank among the distinct keys."""
-    rank = {key: k for k, key in enumerate(sorted(set(keys)))}
-    return [rank[key] for key in keys]
+    return np.unique(keys, return_inverse=True)[1].reshape(-1)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from boltzflow._typing import Bool, Float, Tensor
-from boltzflow.coordinates.graph import colour_classes, distances_from, neighbour_lists
+from boltzflow.coordinates.graph import colour_classes, neighbour_lists
 from boltzflow.coordinates.zmatrix import ZMatrix
 
 __all__ = ["LabelSector"]
@@ -216,13 +216,22 @@ def _is_terminal_hydrogen(zmatrix: ZMatrix, neighbours: list[list[int]], atom: i
 
 def _has_identical_branches(b: int, neighbours: list[list[int]], colours: list[int]) -> bool:
     """Tell whether two neighbours of ``b`` head branches of equal colour that are connected only through ``b``."""
-    without = [[a for a in around if a != b] for around in neighbours]
     for one, two in combinations(neighbours[b], 2):
         if colours[one] == colours[two]:
-            reach = [distances_from(head, without) for head in (one, two)]
-            if all(sum(found[a] >= 0 for a in neighbours[b]) == 1 for found in reach):
+            branches = [_branch(head, b, neighbours) for head in (one, two)]
+            if all(len(branch & set(neighbours[b])) == 1 for branch in branches):
                 return True
     return False
+
+
+def _branch(head: int, centre: int, neighbours: list[list[int]]) -> set[int]:
+    """Return the atoms that are reached from ``head`` without passing ``centre``."""
+    branch, ahead = {head}, [head]
+    while ahead:
+        found = [a for a in neighbours[ahead.pop()] if a != centre and a not in branch]
+        branch.update(found)
+        ahead += found
+    return branch
 
 
 def _torsion(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> float:

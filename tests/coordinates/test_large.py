@@ -47,6 +47,27 @@ def test_chain_of_hundreds_of_residues_is_built_fast_and_inverted(n_residues: in
     )  # phi, psi and omega but the last, and CA-CB
 
 
+def test_sector_of_hundreds_of_residues_is_found_fast() -> None:
+    elements, bonds = polyalanine(300)
+    z = ZMatrix.from_bonds(len(elements), bonds, elements=elements)
+    q = random_coil(z)
+    # the siblings of each atom go to either side of the first one
+    torsions = q.torsions.clone()
+    siblings: dict[int, int] = {}
+    for row in np.flatnonzero(~z.proper):
+        centre = int(z.torsion_atoms[row, 1])
+        siblings[centre] = siblings.get(centre, 0) + 1
+        torsions[:, row] = 2.09 * (-1) ** siblings[centre]
+    x = InternalCoordinateMap(z).inverse(InternalCoordinates(q.bonds, q.angles, torsions))[0]
+    start = time.process_time()
+    sector = LabelSector(z, x[0])
+    assert time.process_time() - start < 2
+    # CH3 and the NH2 of the first residue are doubled; CA is a stereo-centre
+    assert sector.stereo_centres == tuple(range(2, 3000, 10))
+    assert set(sector.doubled_centres) >= set(range(4, 3000, 10))
+    assert sector.contains(x).all()
+
+
 @pytest.fixture(scope="module")
 def solvated() -> Molecule:
     """A 35-residue protein with two ions and 48 waters: 728 atoms in 51 molecules."""
