@@ -24,8 +24,13 @@ app = typer.Typer(
 )
 
 
-def command(name: str) -> Callable[[Callable], Callable]:
-    """Register a subcommand; what goes wrong in it is printed as one line, unless --debug was given."""
+def command(name: str, *, of: typer.Typer = app) -> Callable[[Callable], Callable]:
+    """Register a subcommand; what goes wrong in it is printed as one line, unless --debug was given.
+
+    Args:
+        name: Of the subcommand.
+        of: The group that it belongs to.
+    """
 
     def register(function: Callable) -> Callable:
         @functools.wraps(function)
@@ -47,7 +52,7 @@ def command(name: str) -> Callable[[Callable], Callable]:
                 typer.echo(f"error: {' '.join(str(error).split())}{hint}", err=True)
                 raise typer.Exit(2) from None
 
-        return app.command(name)(run)
+        return of.command(name)(run)
 
     return register
 
@@ -79,6 +84,18 @@ def options(
 def main() -> None:
     """Entry point of the `boltzflow` command."""
     # registered here, so that each command file can import `command`
-    from boltzflow.cli import analyze, cite, forecast, free_energy, init, report, sample, simulate, systems, train  # noqa: F401
+    from boltzflow.cli import (  # noqa: F401
+        analyze,
+        cite,
+        forcefield,
+        forecast,
+        free_energy,
+        init,
+        report,
+        sample,
+        simulate,
+        systems,
+        train,
+    )
 
     app()

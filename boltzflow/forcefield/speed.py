@@ -1,0 +1,125 @@
+"""Conformations per second of every way to evaluate a System on this machine."""
+
+import copy
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from boltzflow._typing import Float, Tensor
+from boltzflow.errors import UnsupportedForceError
+from boltzflow.forcefield.openmm_bridge import OpenMMPotential
+from boltzflow.forcefield.potential import ForceField
+from boltzflow.forcefield.registry import from_openmm
+
+__all__ = ["Speed", "speeds"]
+
+BATCHES = (1, 32, 256, 1024, 16384)
+BUDGET = 0.3
+"""Seconds for one batch size of one back-end."""
+
+_MOST_PAIRS = 10_000_000
+"""Distances at once, of which eager torch keeps some tens of numbers each."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Throughput of energies with forces.
+
+    Args:
+        backend: "compiled", "eager", "eager cuda", or "OpenMM" and the platform.
+        dtype: of the arithmetic; that of OpenMM's CPU platform is mixed.
+        batch: conformations in one call.
+        seconds: per conformation, the median of the calls.
+    """
+
+    backend: str
+    dtype: str
+    batch: int
+    seconds: float
+
+    @property
+    def conformations_per_second(self) -> float:
+        """The inverse of ``seconds``."""
+        return 1 / self.seconds
+
+
+def speeds(
+    system: Any, positions: Float[Tensor, "n_atoms 3"], *, batches: tuple[int, ...] = BATCHES
+) -> tuple[Speed, ...]:
+    """Measure energies with forces by each back-end, on one thread of the CPU, and by eager torch on a GPU.
+
+    Args:
+        system: the ``openmm.System``.
+        positions: about which the conformations are, nm.
+        batches: conformations in one call, ascending; larger ones are left out once a call takes half a second, and
+            for eager torch where they would need much memory. OpenMM evaluates one at a time in any case.
+
+    Returns:
+        Back-end by back-end; those of torch are missing where there is a force that it does not know.
+    """
+    import openmm
+
+    noise = torch.randn(max(batches), *positions.shape, generator=torch.Generator().manual_seed(1))
+    x = positions.detach().cpu().double() + 0.002 * noise
+    platforms = [openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())]
+    found: list[Speed] = []
+    with _one_thread():
+        for name, dtype, potential in _torch_backends(system):
+            eager = name != "compiled"
+            fitting = [b for b in batches if not eager or b == 1 or b * len(positions) ** 2 / 2 <= _MOST_PAIRS]
+            found += _measure(name, potential, x.to(dtype), fitting)
+        for platform in platforms:
+            with OpenMMPotential(system, platform=platform) as potential:
+                found += _measure(f"OpenMM {platform}", potential, x, [b for b in batches if b <= 32])
+    return tuple(found)
+
+
+def _torch_backends(system: Any) -> Iterator[tuple[str, torch.dtype, torch.nn.Module]]:
+    try:
+        converted = from_openmm(system)
+    except UnsupportedForceError:
+        return
+    for dtype in (torch.float64, torch.float32):
+        forcefield = copy.deepcopy(converted).to(dtype)
+        if (compiled := forcefield.compiled()).backend == "compiled":
+            yield "compiled", dtype, compiled
+        yield "eager", dtype, forcefield
+        if torch.cuda.is_available():
+            yield "eager cuda", dtype, forcefield.to("cuda")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(name: str, potential: torch.nn.Module, x: Tensor, batches: list[int]) -> list[Speed]:
+    found = []
+    device = potential.device if isinstance(potential, ForceField) else torch.device("cpu")
+    for batch in batches:
+        part = x[:batch].to(device)
+        potential.energy_and_force(part[:1])  # packs parameters, makes Contexts
+        seconds: list[float] = []
+        while len(seconds) < 3 or sum(seconds) < BUDGET:
+            began = time.perf_counter()
+            potential.energy_and_force(part)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - began)
+            if sum(seconds) > 5 * BUDGET:
+                break
+        median = statistics.median(seconds)
+        found.append(Speed(name, str(x.dtype).removeprefix("torch."), batch, median / batch))
+        if median > 0.5:
+            break
+    return found
