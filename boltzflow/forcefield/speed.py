@@ -1,6 +1,7 @@
 """Conformations per second of every way to evaluate a System on this machine."""
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -22,8 +23,11 @@ BATCHES = (1, 32, 256, 1024, 16384)
 BUDGET = 0.3
 """Seconds for one batch size of one back-end."""
 
-_MOST_PAIRS = 10_000_000
-"""Distances at once, of which eager torch keeps some tens of numbers each."""
+_DIFFERENT = 64
+"""Conformations that differ, repeated in larger batches."""
+
+_MOST_PAIRS = {"eager": 1_000_000, "eager cuda": 10_000_000}
+"""Distances at once, for each of which eager torch keeps some tens of numbers: more is slower on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,14 @@ def speeds(
     """
     import openmm
 
-    noise = torch.randn(max(batches), *positions.shape, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(_DIFFERENT, *positions.shape, generator=torch.Generator().manual_seed(1))
     x = positions.detach().cpu().double() + 0.002 * noise
     platforms = [openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())]
     found: list[Speed] = []
     with _one_thread():
         for name, dtype, potential in _torch_backends(system):
-            eager = name != "compiled"
-            fitting = [b for b in batches if not eager or b == 1 or b * len(positions) ** 2 / 2 <= _MOST_PAIRS]
+            most = max(1.0, _MOST_PAIRS.get(name, math.inf) / (len(positions) ** 2 / 2))
+            fitting = [batch for batch in batches if batch <= most]
             found += _measure(name, potential, x.to(dtype), fitting)
         for platform in platforms:
             with OpenMMPotential(system, platform=platform) as potential:
@@ -107,7 +111,7 @@ def _measure(name: str, potential: torch.nn.Module, x: Tensor, batches: list[int
     found = []
     device = potential.device if isinstance(potential, ForceField) else torch.device("cpu")
     for batch in batches:
-        part = x[:batch].to(device)
+        part = x[torch.arange(batch) % _DIFFERENT].to(device)
         potential.energy_and_force(part[:1])  # packs parameters, makes Contexts
         seconds: list[float] = []
         while len(seconds) < 3 or sum(seconds) < BUDGET:
