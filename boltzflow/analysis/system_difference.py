@@ -119,7 +119,7 @@ def system_difference(
         ends = [a, b]
     else:
         *ends, notes = paired_targets(a, b)
-        kernels = molecule_kernels(a.bonds, a.elements) if kernels is None else kernels
+        kernels = molecule_kernels(a.bonds, a.elements, positions=a.positions) if kernels is None else kernels
         if method in ("auto", "learned"):
             found = by_generator(
                 (a, b),

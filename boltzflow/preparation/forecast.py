@@ -21,6 +21,7 @@ from boltzflow.io.config import RunConfig, SimulationConfig, parse_config
 from boltzflow.objectives import build_objective
 from boltzflow.preparation.expectation import expectation
 from boltzflow.preparation.recipes import recipes_for
+from boltzflow.simulation.molecule import single_bond_axes
 from boltzflow.simulation.settings import complete, forces_per_sweep, ladder, molecule_tempering, n_sweeps, records
 from boltzflow.state import State
 from boltzflow.systems import System
@@ -138,6 +139,7 @@ def forecast(system: System, *, device: torch.device | str = "cpu") -> Forecast:
         for name, config in _configurations(system).items()
     ]
     axes = rotatable_axes(system.bonds, n_atoms=system.n_atoms)
+    axes = single_bond_axes(axes, system.bonds, system.elements, system.positions)
     return Forecast(
         system=system.name,
         atoms=system.n_atoms,

@@ -1,7 +1,7 @@
 """Chains that sample a Target at equilibrium: batched parallel tempering, and plain molecular dynamics as the check."""
 
 from boltzflow.simulation.diagnostics import entries, independent_visits, series_diagnostics, split_r_hat
-from boltzflow.simulation.molecule import molecule_kernels, soft_axes
+from boltzflow.simulation.molecule import molecule_kernels, single_bond_axes, soft_axes
 from boltzflow.simulation.parallel_tempering import ParallelTempering, TemperedRows
 from boltzflow.simulation.relaxation import relax
 from boltzflow.simulation.replica_exchange import MixedRows, ReplicaExchange
@@ -18,6 +18,7 @@ __all__ = [
     "molecule_kernels",
     "relax",
     "series_diagnostics",
+    "single_bond_axes",
     "soft_axes",
     "split_r_hat",
 ]

@@ -4,13 +4,49 @@ from collections.abc import Sequence
 
 import torch
 
+from boltzflow._typing import Float, Tensor
 from boltzflow.coordinates.graph import connected_components, neighbour_lists
 from boltzflow.transitions.hmc import HMC
 from boltzflow.transitions.metropolis import MetropolisKernel
 from boltzflow.transitions.rigid_move import RigidMove
 from boltzflow.transitions.torsion_move import TorsionAxes, TorsionMove, rotatable_axes
 
-__all__ = ["molecule_kernels", "soft_axes"]
+__all__ = ["molecule_kernels", "single_bond_axes", "soft_axes"]
+
+# Shorter bonds between planar atoms are double, in nm: C=C is 0.134, but C-C between two of them 0.146; C=N and N=N are
+# 0.125 to 0.130, but a single C-N to a ring 0.138. Amides, 0.133, have a nitrogen with three neighbours.
+_DOUBLE = {frozenset({(6, 3)}): 0.140, frozenset({(6, 3), (7, 2)}): 0.134, frozenset({(7, 2)}): 0.134}
+# Atoms nearer than this to the line through a bond do not move about it, nm.
+_ON_THE_LINE = 0.02
+
+
+def single_bond_axes(
+    axes: TorsionAxes,
+    bonds: Sequence[tuple[int, int]],
+    elements: Sequence[int],
+    positions: Float[Tensor, "n_atoms 3"],
+) -> TorsionAxes:
+    """The axes without double bonds, which keep E and Z apart, and without those about which nothing turns.
+
+    Double bonds are told by their length and the number of neighbours of their ends; at the end of a linear group, as
+    of a nitrile, all that would turn is on the line.
+
+    Args:
+        axes: Of the whole molecule.
+        bonds: Pairs of atom indices.
+        elements: Atomic number of every atom.
+        positions: A relaxed structure, nm.
+    """
+    neighbours = neighbour_lists(len(elements), bonds)
+    kept = []
+    for (i, j), moving in zip(axes.pairs.tolist(), axes.moving, strict=True):
+        ends = frozenset((int(elements[k]), len(neighbours[k])) for k in (i, j))
+        along = positions[j] - positions[i]
+        arm = positions[moving] - positions[i]
+        off_line = torch.linalg.cross(arm, along.expand_as(arm)).norm(dim=1) / along.norm()
+        if float(along.norm()) >= _DOUBLE.get(ends, 0.0) and bool((off_line > _ON_THE_LINE).any()):
+            kept.append((i, j))
+    return axes.select(kept)
 
 
 def soft_axes(axes: TorsionAxes, bonds: Sequence[tuple[int, int]], elements: Sequence[int]) -> TorsionAxes:
@@ -39,7 +75,9 @@ def soft_axes(axes: TorsionAxes, bonds: Sequence[tuple[int, int]], elements: Seq
     return axes.select(kept)
 
 
-def molecule_kernels(bonds: Sequence[tuple[int, int]], elements: Sequence[int]) -> list[MetropolisKernel]:
+def molecule_kernels(
+    bonds: Sequence[tuple[int, int]], elements: Sequence[int], *, positions: Float[Tensor, "n_atoms 3"] | None = None
+) -> list[MetropolisKernel]:
     """Short HMC trajectories and torsion moves, for `ParallelTempering` on Cartesian "positions" in nm.
 
     Where there are several molecules, rigid moves of each are added.
@@ -52,9 +90,12 @@ def molecule_kernels(bonds: Sequence[tuple[int, int]], elements: Sequence[int]) 
     Args:
         bonds: Pairs of atom indices.
         elements: Atomic number of every atom.
+        positions: A relaxed structure in nm, by which torsion moves leave out double bonds; None if there are none.
     """
     kernels: list[MetropolisKernel] = [HMC(1e-3, n_leapfrog=5)]
     axes = rotatable_axes(bonds, n_atoms=len(elements))
+    if positions is not None:
+        axes = single_bond_axes(axes, bonds, elements, positions)
     soft = soft_axes(axes, bonds, elements)
     if len(soft):
         kernels.append(TorsionMove(soft, weights=(1.0, 0.0, 0.0), n_steps=5))

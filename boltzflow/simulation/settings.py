@@ -92,7 +92,7 @@ def forces_per_sweep(system: "System", settings: SimulationConfig) -> int:
         settings: Completed.
     """
     n_rungs = len(ladder(1.0, settings.max_temperature, dimension=system.dimension))
-    kernels = molecule_kernels(system.bonds, system.elements)
+    kernels = molecule_kernels(system.bonds, system.elements, positions=system.positions)
     return settings.chains * n_rungs * sum(k.n_steps * getattr(k, "n_leapfrog", 1) for k in kernels)
 
 
@@ -113,6 +113,8 @@ def molecule_tempering(
         target.state(system.positions[None].to(device)),
         temperatures=ladder(system.temperature, settings.max_temperature, dimension=system.dimension),
         n_chains=settings.chains,
-        kernels=[kernel.to(device) for kernel in molecule_kernels(system.bonds, system.elements)],
+        kernels=[
+            kernel.to(device) for kernel in molecule_kernels(system.bonds, system.elements, positions=system.positions)
+        ],
         seed=seed,
     )

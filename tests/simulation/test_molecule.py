@@ -1,8 +1,11 @@
 """Kernels for molecules, on the shipped one."""
 
+import math
+
+import pytest
 import torch
 
-from boltzflow.simulation import ParallelTempering, molecule_kernels, soft_axes
+from boltzflow.simulation import ParallelTempering, molecule_kernels, single_bond_axes, soft_axes
 from boltzflow.systems import load_system
 from boltzflow.transitions.hmc import HMC
 from boltzflow.transitions.rigid_move import RigidMove
@@ -53,3 +56,30 @@ def test_torsion_moves_keep_labels_and_hands_of_the_molecule():
     assert (hmc > 0.5).all()
     assert (soft > 0.1).all()
     assert (general > 0.3).all()
+
+
+@pytest.mark.parametrize(("length", "turns"), [(0.134, False), (0.147, True)])
+def test_double_bonds_are_no_axes(length, turns):
+    bonds = [(0, 1), (1, 2), (2, 3), (1, 4), (2, 5), (0, 6), (3, 7)]
+    elements = [6, 6, 6, 6, 1, 1, 1, 1]
+    half = length / 2
+    right = [(half, 0.0), (half + 0.075, -0.13), (half + 0.05, 0.09), (half + 0.18, -0.13)]
+    x = {atom: (*point, 0.0) for atom, point in zip((2, 3, 5, 7), right, strict=True)}
+    x |= {atom: (-x[other][0], -x[other][1], 0.0) for atom, other in ((1, 2), (0, 3), (4, 5), (6, 7))}
+    positions = torch.tensor([x[atom] for atom in range(8)])
+    axes = single_bond_axes(rotatable_axes(bonds, n_atoms=8), bonds, elements, positions)
+    assert axes.pairs.tolist() == [[0, 1], *([[1, 2]] if turns else []), [2, 3]]
+    assert len(molecule_kernels(bonds, elements, positions=positions)) == (3 if turns else 2)
+
+
+def test_ends_of_linear_groups_are_no_axes():
+    bonds = [(0, 1), (1, 2), (0, 3), (0, 4), (0, 5)]  # acetonitrile
+    axes = rotatable_axes(bonds, n_atoms=6)
+    assert axes.pairs.tolist() == [[0, 1]]
+    h = [(-0.036, 0.103 * math.cos(t), 0.103 * math.sin(t)) for t in (0.0, 2.094, 4.189)]
+    x = torch.tensor([(0.0, 0, 0), (0.147, 0, 0), (0.263, 0.001, 0), *h])
+    elements = [6, 6, 7, 1, 1, 1]
+    assert len(single_bond_axes(axes, bonds, elements, x)) == 0
+    bent = x.clone()
+    bent[2, 1] = 0.1
+    assert len(single_bond_axes(axes, bonds, elements, bent)) == 1
