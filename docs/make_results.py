@@ -152,6 +152,11 @@ def speed() -> str:
             one = end["results"]["1 thread"]
             value = f"{number(one[key])} /s, {one['ratio_to_existing'][key]:.1f}× bgflow with bgmol on another machine"
         rows.append((text, value, "`python benchmarks/end_to_end.py`"))
+    page, value = load("report"), MISSING
+    if page is not None:
+        r = page["results"]
+        value = f"{r['megabytes']:.1f} MB in {r['seconds_of_the_command']:.0f} s for {number(r['n'])} samples"
+    rows.append(("HTML report, the whole command", value, "`python benchmarks/report.py`"))
     rows.append(("any of these on a GPU", "not measured (no GPU)", ""))
     return table(("speed, one CPU thread", "value", "command"), rows)
 
@@ -242,15 +247,6 @@ def difference() -> str:
         cost = f"{r['n_force'] / 1e6:.1f}·10⁶"
         rows.append((text, f"{pm(r['delta_f'], r['error'], 3)} kT", r["method"], cost, f"{r['seconds']:.0f} s"))
     return table(("F(amber99sbildn + OBC) − F(amber96 + OBC1)", "ΔF", "estimator", "forces", "time"), rows)
-
-
-def report() -> str:
-    """Size and time of a report."""
-    found = load("report")
-    if found is None:
-        return MISSING
-    r = found["results"]
-    return f"{r['megabytes']:.1f} MB in {r['seconds']:.1f} s for {number(r['n'])} samples"
 
 
 TABLES: dict[str, Callable[[], str]] = {
