@@ -35,6 +35,7 @@ from boltzflow.preparation.readers import (
 from boltzflow.preparation.readme import readme_text
 from boltzflow.preparation.recipes import recipes_for
 from boltzflow.preparation.solvent import check_solvent, remove_solvent
+from boltzflow.preparation.stereo import stereo_notes
 from boltzflow.preparation.termini import add_terminal_oxygens
 from boltzflow.systems import System, load_system, probe_positions
 
@@ -228,6 +229,8 @@ def _minimise(source: Source) -> None:
     source.note(f"energy-minimised from {before:.4g} to {after:.4g} kJ/mol")
     check_relaxed(source.topology, source.system, source.positions, after, forces)
     check_hands(source.topology, start, source.positions)
+    for note in stereo_notes(source.topology, source.positions):
+        source.note(note)
 
 
 def _write(

@@ -1,5 +1,6 @@
 """Files that describe a molecule, as an OpenMM topology with positions; each is refused with its reason if damaged."""
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -107,17 +108,27 @@ def read_structure(path: Path) -> Source:
     from openmm.app import PDBFile, PDBxFile
 
     text = _text(path)
+    n_small = 0
     if path.suffix.lower() in {".cif", ".mmcif"}:
         kind, read = "mmCIF", lambda: PDBxFile(str(path))
         n_alternate = _count_alternates(path)
     else:
-        kind, read = "PDB", lambda: PDBFile(str(path))
         n_alternate = _check_pdb(path, text)
+        text, n_small = _standard_names_in_capitals(text)
+        kind, read = "PDB", lambda: PDBFile(io.StringIO(text))
     found = _parsed(path, kind, read)
     atoms = list(found.topology.atoms())
     if not atoms:
         raise FormatError(f"{path}: holds no atoms; the file is damaged or not of the format {kind}.")
+    deuterium = [atom for atom in atoms if atom.element is not None and atom.element.symbol == "D"]
+    if deuterium:
+        raise FormatError(
+            f"{path}: {len(deuterium)} atoms are deuterium, which force fields do not know; make them hydrogens (H for "
+            "D in names and elements), which changes no distribution of structures."
+        )
     source = Source(found.topology, _nanometers(found.positions), [path])
+    if n_small:
+        source.note(f"{path.name}: the names of {n_small} atoms of standard residues are read in capital letters")
     if (n_models := found.getNumFrames()) > 1:
         source.note(f"{path.name}: {n_models} models, the first is taken")
     if n_alternate:
@@ -140,14 +151,45 @@ def _check_pdb(path: Path, text: str) -> int:
         try:
             [float(line[start : start + 8]) for start in (30, 38, 46)]
         except ValueError:
+            if "\t" in line:
+                raise FormatError(
+                    f"{path}, line {number}: has tabs; the columns of PDB files are counted in characters: replace "
+                    "the tabs by spaces, as in the original."
+                ) from None
             raise FormatError(
                 f"{path}, line {number}: no coordinates in columns 31-54 of {line.strip()[:60]!r}; the file is "
                 "truncated or damaged, get it again."
             ) from None
         places.setdefault(line[12:16] + line[21:27], set()).add(line[16])
     if not n_atoms:
-        raise FormatError(f"{path}: no ATOM or HETATM record; it is not a PDB file (mmCIF must end in .cif).")
+        raise FormatError(f"{path}: no ATOM or HETATM record; it is not a PDB file{_remedy(path, text)}.")
     return sum(len(found) > 1 for found in places.values())
+
+
+def _remedy(path: Path, text: str) -> str:
+    """What to do with a file of another format."""
+    if text.lstrip().startswith(">"):
+        return ", but FASTA: give its letters as --sequence"
+    if path.suffix.lower() in {".gro", ".mol", ".mol2", ".sdf", ".xyz", ".pdbqt"}:
+        return (
+            f" but {path.suffix}: convert it, keeping hydrogens and bonds (obabel {path.name} -O {path.stem}.pdb), and "
+            "give the XML of a force field that defines the molecule with --forcefield"
+        )
+    return " (mmCIF must end in .cif)"
+
+
+def _standard_names_in_capitals(text: str) -> tuple[str, int]:
+    """A PDB file with the atoms of standard residues in capital letters, and the number of atoms that were not."""
+    from openmm.app import PDBFile
+
+    PDBFile._loadNameReplacementTables()
+    lines = text.splitlines()
+    changed = 0
+    for k, line in enumerate(lines):
+        if line.startswith(("ATOM  ", "HETATM")) and line[17:20].strip().upper() in PDBFile._residueNameReplacements:
+            lines[k] = line[:12] + line[12:20].upper() + line[20:]
+            changed += lines[k] != line
+    return "\n".join(lines) + "\n", changed
 
 
 def _count_alternates(path: Path) -> int:

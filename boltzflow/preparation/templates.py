@@ -114,7 +114,11 @@ def explain_residues(topology: Any, forcefield: Any, message: str) -> NoReturn:
         for r, d in found
         if d.missing and not d.extra and d.template in own_names(r, forcefield)
     ]
-    foreign = [(r, d) for r, d in found if d.extra or (d.missing and d.template not in own_names(r, forcefield))]
+    foreign = [
+        (r, d)
+        for r, d in found
+        if d.extra or ((d.missing or solvent_kind(r)) and d.template not in own_names(r, forcefield))
+    ]
     described = [f"{_name(r)}: {_describe(d)}" for r, d in foreign]
     if lacking:
         remedy = "rebuild them, for example with pdbfixer (PDBFixer.findMissingAtoms, addMissingAtoms)"

@@ -5,19 +5,39 @@ from collections.abc import Sequence
 import torch
 
 from boltzflow._typing import Float, Tensor
-from boltzflow.coordinates.graph import connected_components, neighbour_lists
+from boltzflow.coordinates.graph import connected_components, neighbour_lists, split_by_bonds
 from boltzflow.transitions.hmc import HMC
 from boltzflow.transitions.metropolis import MetropolisKernel
 from boltzflow.transitions.rigid_move import RigidMove
 from boltzflow.transitions.torsion_move import TorsionAxes, TorsionMove, rotatable_axes
 
-__all__ = ["molecule_kernels", "single_bond_axes", "soft_axes"]
+__all__ = ["double_bonds", "molecule_kernels", "single_bond_axes", "soft_axes"]
 
 # Shorter bonds between planar atoms are double, in nm: C=C is 0.134, but C-C between two of them 0.146; C=N and N=N are
 # 0.125 to 0.130, but a single C-N to a ring 0.138. Amides, 0.133, have a nitrogen with three neighbours.
 _DOUBLE = {frozenset({(6, 3)}): 0.140, frozenset({(6, 3), (7, 2)}): 0.134, frozenset({(7, 2)}): 0.134}
 # Atoms nearer than this to the line through a bond do not move about it, nm.
 _ON_THE_LINE = 0.02
+
+
+def double_bonds(
+    bonds: Sequence[tuple[int, int]], elements: Sequence[int], positions: Float[Tensor, "n_atoms 3"]
+) -> list[tuple[int, int]]:
+    """C=C, C=N and N=N bonds in no ring, told by their length and the number of neighbours of their ends.
+
+    Args:
+        bonds: Pairs of atom indices.
+        elements: Atomic number of every atom.
+        positions: A relaxed structure, nm.
+    """
+    neighbours = neighbour_lists(len(elements), bonds)
+    _, sides = split_by_bonds(neighbours)
+    return [
+        (i, j)
+        for i, j in sorted(sides)
+        if float((positions[i] - positions[j]).norm())
+        < _DOUBLE.get(frozenset((int(elements[k]), len(neighbours[k])) for k in (i, j)), 0.0)
+    ]
 
 
 def single_bond_axes(
@@ -28,8 +48,7 @@ def single_bond_axes(
 ) -> TorsionAxes:
     """The axes without double bonds, which keep E and Z apart, and without those about which nothing turns.
 
-    Double bonds are told by their length and the number of neighbours of their ends; at the end of a linear group, as
-    of a nitrile, all that would turn is on the line.
+    At the end of a linear group, as of a nitrile, all that would turn is on the line.
 
     Args:
         axes: Of the whole molecule.
@@ -37,14 +56,13 @@ def single_bond_axes(
         elements: Atomic number of every atom.
         positions: A relaxed structure, nm.
     """
-    neighbours = neighbour_lists(len(elements), bonds)
+    double = {frozenset(pair) for pair in double_bonds(bonds, elements, positions)}
     kept = []
     for (i, j), moving in zip(axes.pairs.tolist(), axes.moving, strict=True):
-        ends = frozenset((int(elements[k]), len(neighbours[k])) for k in (i, j))
         along = positions[j] - positions[i]
         arm = positions[moving] - positions[i]
         off_line = torch.linalg.cross(arm, along.expand_as(arm)).norm(dim=1) / along.norm()
-        if float(along.norm()) >= _DOUBLE.get(ends, 0.0) and bool((off_line > _ON_THE_LINE).any()):
+        if frozenset((i, j)) not in double and bool((off_line > _ON_THE_LINE).any()):
             kept.append((i, j))
     return axes.select(kept)
 

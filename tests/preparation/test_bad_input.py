@@ -59,6 +59,35 @@ def test_files_that_are_no_pdb(write, content, message):
     refused("in.pdb", message, pdb=write("in.pdb", content))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("in.pdb", ">sp|P1\nMKTAYIAK\n", "FASTA: give its letters as --sequence"),
+        ("in.sdf", "\n\n\n  1  0\n", "obabel in.sdf -O in.pdb"),
+        ("in.mol2", "@<TRIPOS>MOLECULE\n", "obabel in.mol2 -O in.pdb"),
+    ],
+)
+def test_other_formats_say_what_to_do(write, name, content, remedy):
+    refused("no ATOM or HETATM record", remedy, pdb=write(name, content))
+
+
+def test_tabs_are_named(write, records):
+    refused("in.pdb, line 2: has tabs", pdb=write("in.pdb", [records[0], "\t".join(records[1].split())]))
+
+
+def test_deuterium_is_named(write, records):
+    deuterated = [f"{line[:76]} D{line[78:]}" if atom(line) == "HA" else line for line in records]
+    refused("1 atoms are deuterium", pdb=write("in.pdb", deuterated))
+
+
+def test_water_alone_names_the_xml_of_water(write, records):
+    names = ("O", "H1", "H2")
+    places = ((0, 0, 0), (0.957, 0, 0), (-0.24, 0.927, 0))
+    line = "HETATM    1  {:<3} HOH A   1" + 52 * " " + "{:>2}"
+    water = [moved(line.format(name, name[0]), *place) for name, place in zip(names, places, strict=True)]
+    refused("HOH1", "--remove-solvent", "amber14/tip3p.xml", pdb=write("in.pdb", water))
+
+
 def test_truncated_line_is_named(write, records):
     text = "\n".join(records[:10])[:-40]
     refused("in.pdb, line 10: no coordinates in columns 31-54", "truncated", pdb=write("in.pdb", text))

@@ -57,6 +57,14 @@ def test_pdb_gives_a_folder_that_loads_with_the_energies_of_the_force_field(writ
     assert sorted(os.listdir(tmp_path)) == ["ala", "in.pdb"]  # nothing temporary is left
 
 
+def test_names_in_small_letters(write, records, caplog):
+    caplog.set_level(logging.INFO)
+    small = prepare("small", pdb=write("in.pdb", [line[:12] + line[12:20].lower() + line[20:] for line in records]))
+    capital = prepare("capital", pdb=write("in.pdb", records))
+    assert small.topology == capital.topology
+    assert "the names of 22 atoms of standard residues are read in capital letters" in caplog.text
+
+
 def test_structure_is_at_a_minimum(write, dipeptide):
     system = prepare("ala", pdb=write("in.pdb", dipeptide))
     platform = openmm.Platform.getPlatformByName("Reference")
