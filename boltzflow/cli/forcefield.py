@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 
@@ -19,7 +20,7 @@ from boltzflow.errors import FormatError, UnsupportedForceError
 from boltzflow.forcefield.parity import ENERGY_LIMIT, FORCE_LIMIT, Deviation, Parity, parity
 from boltzflow.forcefield.speed import Speed, speeds
 from boltzflow.preparation.build import minimise
-from boltzflow.preparation.checks import atom_name, check_positions
+from boltzflow.preparation.checks import atom_name
 from boltzflow.preparation.readers import read_structure, read_system
 from boltzflow.systems import load_system
 
@@ -90,7 +91,8 @@ def _read(what: str, pdb: Path | None) -> _Checked:
         raise FormatError(
             f"{path}: has {n_particles} particles, but {pdb} has {len(names)} atoms; give matching files."
         )
-    check_positions(source.topology, source.positions)
+    if not np.isfinite(source.positions).all():
+        raise FormatError(f"{pdb}: some coordinates are not finite; the file is damaged.")
     return _Checked(path.name, source.system, torch.from_numpy(source.positions), names)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from boltzflow._typing import Float, Tensor
 from boltzflow.errors import UnsupportedForceError
+from boltzflow.forcefield.kernel import Kernel
 from boltzflow.forcefield.openmm_bridge import OpenMMPotential
 from boltzflow.forcefield.potential import ForceField
 from boltzflow.forcefield.registry import from_openmm
@@ -26,7 +27,7 @@ BUDGET = 0.3
 _DIFFERENT = 64
 """Conformations that differ, repeated in larger batches."""
 
-_MOST_PAIRS = {"eager": 1_000_000, "eager cuda": 10_000_000}
+_MOST_PAIRS = {"eager": 1_000_000, "compiled + eager": 1_000_000, "eager cuda": 10_000_000}
 """Distances at once, for each of which eager torch keeps some tens of numbers: more is slower on a CPU."""
 
 
@@ -35,7 +36,8 @@ class Speed:
     """Throughput of energies with forces.
 
     Args:
-        backend: "compiled", "eager", "eager cuda", or "OpenMM" and the platform.
+        backend: "compiled", "compiled + eager" where the kernel lacks a force, "eager", "eager cuda", or "OpenMM" and
+            the platform.
         dtype: of the arithmetic; that of OpenMM's CPU platform is mixed.
         batch: conformations in one call.
         seconds: per conformation, the median of the calls.
@@ -91,7 +93,7 @@ def _torch_backends(system: Any) -> Iterator[tuple[str, torch.dtype, torch.nn.Mo
     for dtype in (torch.float64, torch.float32):
         forcefield = copy.deepcopy(converted).to(dtype)
         if (compiled := forcefield.compiled()).backend == "compiled":
-            yield "compiled", dtype, compiled
+            yield "compiled" if Kernel(forcefield).rest is None else "compiled + eager", dtype, compiled
         yield "eager", dtype, forcefield
         if torch.cuda.is_available():
             yield "eager cuda", dtype, forcefield.to("cuda")
