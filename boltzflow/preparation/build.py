@@ -46,15 +46,10 @@ def add_hydrogens(source: Source, *, ph: float) -> None:
     Args:
         source: What was read.
         ph: Decides the protonation of side chains and ends.
-
-    Raises:
-        FormatError: If there is no such pH.
     """
     import openmm
     from openmm import app, unit
 
-    if not 0.0 <= ph <= 14.0:
-        raise FormatError(f"ph: expected a number from 0 to 14, got {ph}.")
     model = app.Modeller(source.topology, source.positions * unit.nanometer)
     state = random.getstate()
     random.seed(0)  # OpenMM starts new hydrogens at random places: the same input must give the same folder

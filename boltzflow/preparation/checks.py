@@ -143,9 +143,15 @@ def check_positions(topology: Any, positions: np.ndarray) -> None:
     pairs = sorted(cKDTree(positions).query_pairs(COINCIDENT))
     if pairs:
         names = [f"{atom_name(atoms[a])} and {atom_name(atoms[b])}" for a, b in pairs]
+        bonded = {frozenset((bond[0].index, bond[1].index)) for bond in topology.bonds()}
+        remedy = (
+            "these are bonded: lengths may not be in the unit of the format (PDB files are in ångström)"
+            if any(frozenset(pair) in bonded for pair in pairs)
+            else "a molecule may be in the file twice: remove the copy, or move the atoms apart"
+        )
         raise FormatError(
             f"coordinates: {len(pairs)} pairs of atoms at the same place, within {COINCIDENT} nm: "
-            f"{listed(names, most=3)}; a molecule may be in the file twice: remove the copy, or move the atoms apart."
+            f"{listed(names, most=3)}; {remedy}."
         )
     lengths = [(float(np.linalg.norm(positions[b[0].index] - positions[b[1].index])), b) for b in topology.bonds()]
     long = [
@@ -160,19 +166,23 @@ def check_positions(topology: Any, positions: np.ndarray) -> None:
 
 
 def check_size(topology: Any, system: Any) -> None:
-    """Refuse a topology and a System with different numbers of atoms.
+    """Refuse a topology and a System with different numbers of atoms, or too few.
 
     Args:
         topology: The `openmm.app.Topology`.
         system: The `openmm.System`.
 
     Raises:
-        FormatError: If they differ.
+        FormatError: If they differ, or if there are less than three.
     """
     if topology.getNumAtoms() != system.getNumParticles():
         raise FormatError(
             f"system: {system.getNumParticles()} particles, but the topology has {topology.getNumAtoms()} atoms; give "
             "the PDB file that the System was made from, with all hydrogens."
+        )
+    if topology.getNumAtoms() < 3:
+        raise FormatError(
+            f"topology: {topology.getNumAtoms()} atoms; internal coordinates need at least 3, give a larger molecule."
         )
 
 

@@ -196,6 +196,8 @@ def _check_companions(given: str, arguments: dict[str, Any]) -> None:
         if arguments[name] and given not in inputs:
             reason = reasons.get(name, f"it belongs to {inputs[0]}")
             raise FormatError(f"{name}: has no meaning with {given}: {reason}.")
+    if not 0.0 <= arguments["ph"] <= 14.0:
+        raise FormatError(f"ph: expected a number from 0 to 14, got {arguments['ph']}.")
     radius = arguments["restraint_radius"]
     if radius is not None and not radius > 0:
         raise FormatError(f"restraint_radius: expected a positive distance in nm, got {radius}.")

@@ -57,6 +57,8 @@ class Source:
 
 def _text(path: Path) -> str:
     """A text file; what is obviously something else is refused."""
+    if path.is_dir():
+        raise FormatError(f"{path}: is a folder; give the file in it.")
     if not path.is_file():
         near = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise FileNotFoundError(f"{path}: no such file; {nearest(path.name, near)}")

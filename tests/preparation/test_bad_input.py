@@ -71,6 +71,29 @@ def test_other_formats_say_what_to_do(write, name, content, remedy):
     refused("no ATOM or HETATM record", remedy, pdb=write(name, content))
 
 
+def test_folder_in_place_of_a_file(tmp_path, write):
+    write("in.txt", "")
+    (tmp_path / "in.pdb").mkdir()
+    refused("in.pdb: is a folder", pdb="in.pdb")
+
+
+@pytest.mark.parametrize("ph", [70.0, -1.0, float("nan")])
+def test_impossible_ph(write, dipeptide, ph):
+    refused("ph: expected a number from 0 to 14", pdb=write("in.pdb", dipeptide), ph=ph)
+    refused("ph: expected a number from 0 to 14", sequence="GG", ph=ph)
+
+
+def test_nanometres_in_a_pdb_file(write, records):
+    small = [moved(line, *(float(line[k : k + 8]) / 10 for k in (30, 38, 46))) for line in records]
+    refused("these are bonded: lengths may not be in the unit", pdb=write("in.pdb", small))
+
+
+def test_ion_alone(write):
+    ion = "HETATM    1 NA    NA A   1       0.000   0.000   0.000  1.00  0.00          NA"
+    files = ["amber14-all.xml", "amber14/tip3p.xml"]
+    refused("1 atoms; internal coordinates need at least 3", pdb=write("in.pdb", [ion]), forcefield=files)
+
+
 def test_tabs_are_named(write, records):
     refused("in.pdb, line 2: has tabs", pdb=write("in.pdb", [records[0], "\t".join(records[1].split())]))
 
@@ -268,7 +291,9 @@ def test_rival_templates(write):
     start, end = text.index("<Residue "), text.index("</Residues>")
     rival = text[start:end].replace('"MOH"', '"MEO"').replace('"HO" type="HO"', '"HO" type="HC"')
     files = [write("rival.xml", text[:end] + rival + text[end:])]
-    refused("rival templates", "MEO", pdb=DATA / "methanol.pdb", forcefield=files)
+    unnamed = write("in.pdb", (DATA / "methanol.pdb").read_text().replace("MOH", "XXX"))
+    refused("rival templates", "MEO", pdb=unnamed, forcefield=files)
+    prepare("of_its_name", pdb=DATA / "methanol.pdb", forcefield=files)
 
 
 # --- temperatures
