@@ -291,8 +291,15 @@ def test_rival_templates(write):
     start, end = text.index("<Residue "), text.index("</Residues>")
     rival = text[start:end].replace('"MOH"', '"MEO"').replace('"HO" type="HO"', '"HO" type="HC"')
     files = [write("rival.xml", text[:end] + rival + text[end:])]
-    unnamed = write("in.pdb", (DATA / "methanol.pdb").read_text().replace("MOH", "XXX"))
-    refused("rival templates", "MEO", pdb=unnamed, forcefield=files)
+    structure = app.PDBFile(str(DATA / "methanol.pdb"))
+    template = app.ForceField(str(DATA / "methanol.xml"))._templates["MOH"]
+    atoms = {atom.name: atom for atom in structure.topology.atoms()}
+    for a, b in template.bonds:
+        structure.topology.addBond(atoms[template.atoms[a].name], atoms[template.atoms[b].name])
+    next(structure.topology.residues()).name = "XXX"
+    with open(write("in.pdb", ""), "w") as unnamed:
+        app.PDBFile.writeFile(structure.topology, structure.positions, unnamed)
+    refused("rival templates", "MEO", pdb="in.pdb", forcefield=files)
     prepare("of_its_name", pdb=DATA / "methanol.pdb", forcefield=files)
 
 
