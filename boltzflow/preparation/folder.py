@@ -1,6 +1,7 @@
 """A system folder: what is in it, written completely or not at all."""
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,9 @@ from boltzflow.systems import list_systems
 
 __all__ = ["check_folder", "new_folder", "topology_text", "verify_topology", "write_definition"]
 
+MOST_LETTERS = 100
+"""Of the name of a system, to which others are appended."""
+
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that cannot become a system.
@@ -24,15 +28,22 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         FileExistsError: If something is there already.
-        FormatError: If its name cannot be that of a system.
+        FormatError: If its name cannot be that of a system, or it cannot be written there.
     """
     name = folder.name
+    if len(name) > MOST_LETTERS:
+        raise FormatError(f"name {name[:20]}...: has {len(name)} letters, at most {MOST_LETTERS}; choose another name.")
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise FormatError(f"name {name!r}: expected letters, digits, '_', '-', '+' or '.'; choose another name.")
     if str(folder) in list_systems():
         raise FormatError(f"name {name!r}: is a system that ships, which would be found instead; choose another name.")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if (folder.exists() and not folder.is_dir()) or (folder.is_dir() and any(folder.iterdir())):
         raise FileExistsError(f"{folder}: exists already; choose another name, or remove it first.")
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise FormatError(f"{folder}: {place} is a file, expected a folder to put it in; choose another place.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise FormatError(f"{folder}: no permission to write in {place}; choose another place.")
 
 
 @contextlib.contextmanager
@@ -41,9 +52,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Args:
         folder: Must not exist, or be empty.
+
+    Raises:
+        FormatError: If the operating system refuses.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as outer:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        around = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent)
+    except OSError as error:
+        raise FormatError(f"{folder}: cannot be made ({error.strerror}); choose another place.") from None
+    with around as outer:
         temporary = Path(outer) / folder.name
         temporary.mkdir()
         yield temporary

@@ -321,6 +321,19 @@ def test_names_that_cannot_be_found_again_are_refused(write, dipeptide, name):
         prepare(name, pdb=write("in.pdb", dipeptide))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("in.pdb/ala", "in.pdb is a file, expected a folder"),
+        ("/proc/ala", r"no permission|cannot be made \(No such file"),
+        (300 * "x", "has 300 letters, at most 100"),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused(write, dipeptide, name, message):
+    with pytest.raises(FormatError, match=message):
+        prepare(name, pdb=write("in.pdb", dipeptide))
+
+
 def test_name_of_a_shipped_system_is_refused(write, dipeptide):
     with pytest.raises(FormatError, match="is a system that ships"):
         prepare("alanine_dipeptide", pdb=write("in.pdb", dipeptide))
