@@ -73,7 +73,9 @@ def test_a_corrupted_parameter_in_the_cache_is_found(tmp_path, monkeypatch):
     torch.save(state, cached)
     result = invoke(folder, "--frames", 1)
     assert result.exit_code == 1
-    assert result.stdout.rstrip().splitlines()[-1].startswith("FAILED: the sum of all forces beyond the limits")
+    verdict, remedy = result.stdout.rstrip().splitlines()[-2:]
+    assert verdict.startswith("FAILED: the sum of all forces beyond the limits")
+    assert remedy.endswith(str(cached.parent))
     (row,) = [line for line in result.stdout.splitlines() if line.startswith("  all ")]
     assert row.endswith("FAILED")
     assert "relaxed" in row or "perturbed" in row

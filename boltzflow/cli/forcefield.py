@@ -22,7 +22,7 @@ from boltzflow.forcefield.speed import Speed, speeds
 from boltzflow.preparation.build import minimise
 from boltzflow.preparation.checks import atom_name
 from boltzflow.preparation.readers import read_structure, read_system
-from boltzflow.systems import load_system
+from boltzflow.systems import cache_folder, load_system
 
 __all__ = ["check"]
 
@@ -128,7 +128,7 @@ def _lines(checked: _Checked, found: Parity, measured: tuple[Speed, ...], load: 
     lines += ["", *_speed_table(measured)]
     if load > BUSY:
         lines.append(f"  Measured while {load:.1f} processes wanted each core: faster on an idle machine.")
-    return [*lines, "", *_verdict(found)]
+    return [*lines, "", *_verdict(found, cached=checked.potential is not None)]
 
 
 def _numbers(deviation: Deviation, checked: _Checked, *, limited: bool) -> str:
@@ -157,12 +157,15 @@ def _count(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _verdict(found: Parity) -> list[str]:
+def _verdict(found: Parity, *, cached: bool) -> list[str]:
     limits = f"{ENERGY_LIMIT:g} in the energy, {FORCE_LIMIT:g} in the force"
     n_compared = sum(force.deviation is not None for force in found.forces)
     if not found.passed:
         named = [f"{force.kind} (force {force.index})" for force in found.failed] or ["the sum of all forces"]
-        return [f"FAILED: {', '.join(named)} beyond the limits ({limits})"]
+        lines = [f"FAILED: {', '.join(named)} beyond the limits ({limits})"]
+        if cached and not found.failed:
+            lines.append(f"each force alone is right: remove the parameters cached in {cache_folder() / 'forcefields'}")
+        return lines
     lines = [f"passed: {n_compared} forces within the limits ({limits})"] if n_compared else []
     if found.unknown:
         lines.append(
