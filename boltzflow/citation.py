@@ -97,6 +97,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "HarmonicAngles": (),
     "HarmonicBonds": (),
     "Nonbonded": (),
+    "PeriodicNonbonded": (),
     "PeriodicTorsions": (),
     # parameters, by the names of OpenMM's files
     "amber03.xml": ("duan2003",),

@@ -10,11 +10,14 @@ from boltzflow.forcefield.harmonic_angle import HarmonicAngles
 from boltzflow.forcefield.harmonic_bond import HarmonicBonds
 from boltzflow.forcefield.nonbonded import Nonbonded
 from boltzflow.forcefield.openmm_bridge import OpenMMPotential, WorkerError
+from boltzflow.forcefield.periodic_nonbonded import PeriodicNonbonded
 from boltzflow.forcefield.periodic_torsion import PeriodicTorsions
+from boltzflow.forcefield.pme_offset import pme_offset
 from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField, TorsionParameters
 from boltzflow.forcefield.python_force import to_openmm
 from boltzflow.forcefield.registry import from_openmm, register_force
 from boltzflow.forcefield.term import Term
+from boltzflow.forcefield.virtual_sites import VirtualSites
 
 __all__ = [
     "AngleParameters",
@@ -30,11 +33,14 @@ __all__ = [
     "HarmonicBonds",
     "Nonbonded",
     "OpenMMPotential",
+    "PeriodicNonbonded",
     "PeriodicTorsions",
     "Term",
     "TorsionParameters",
+    "VirtualSites",
     "WorkerError",
     "from_openmm",
+    "pme_offset",
     "register_force",
     "to_openmm",
 ]

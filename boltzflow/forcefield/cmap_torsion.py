@@ -7,7 +7,7 @@ import torch
 
 from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.forcefield.geometry import dihedral
-from boltzflow.forcefield.registry import nonperiodic, register_force, tensor
+from boltzflow.forcefield.registry import register_force, tensor
 from boltzflow.forcefield.spline import evaluate_spline, spline_coefficients
 from boltzflow.forcefield.term import Term
 
@@ -28,6 +28,7 @@ class CMAPTorsions(Term):
         map_index: Int[Tensor, "n_torsions"],
         sizes: Int[Tensor, "n_maps"],
         energies: Float[Tensor, "n_values"],
+        periodic: bool = False,
     ) -> None:
         """Keep the maps.
 
@@ -37,8 +38,11 @@ class CMAPTorsions(Term):
             sizes: nodes along each angle, for each map.
             energies: of all maps one after the other, in kJ/mol; in a map the node at angles (2 pi i / size,
                 2 pi j / size) stands at i + size j.
+            periodic: whether distances are those of nearest images in a periodic box.
         """
-        super().__init__({"atoms": atoms, "map_index": map_index, "sizes": sizes, "energies": energies})
+        super().__init__(
+            {"atoms": atoms, "map_index": map_index, "sizes": sizes, "energies": energies}, periodic=periodic
+        )
         maps = energies.double().cpu().split(sizes.square().tolist())
         coefficients = [
             spline_coefficients(values.reshape(size, size).T, periodic=True)
@@ -50,11 +54,13 @@ class CMAPTorsions(Term):
         self.register_buffer("size", sizes[map_index][:, None], persistent=False)
         self.register_buffer("first_cell", first[map_index][:, None], persistent=False)
 
-    def energy(self, x: Float[Tensor, "3 n_atoms batch"], r: Tensor | None) -> Float64[Tensor, "batch"]:
+    def energy(
+        self, x: Float[Tensor, "3 n_atoms batch"], r: Tensor | None, box: Tensor | None = None
+    ) -> Float64[Tensor, "batch"]:
         """See `Term.energy`."""
         cell, fractions = self.first_cell, []
         for start in (0, 4):
-            phi = dihedral(*(x.index_select(1, self.atoms[:, start + k]) for k in range(4)))
+            phi = dihedral(*(x.index_select(1, self.atoms[:, start + k]) for k in range(4)), box)
             position = phi * self.size / (2 * math.pi)
             lower = position.detach().floor()
             fractions.append(position - lower)
@@ -65,7 +71,6 @@ class CMAPTorsions(Term):
 
 @register_force("CMAPTorsionForce")
 def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
-    nonperiodic(force)
     rows = [force.getTorsionParameters(k) for k in range(force.getNumTorsions())]
     maps = [force.getMapParameters(k) for k in range(force.getNumMaps())]
     return CMAPTorsions(
@@ -73,4 +78,5 @@ def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
         map_index=tensor([row[0] for row in rows], None),
         sizes=tensor([size for size, _ in maps], None),
         energies=tensor([getattr(value, "_value", value) for _, values in maps for value in values], dtype),
+        periodic=force.usesPeriodicBoundaryConditions(),
     )

@@ -9,6 +9,7 @@ from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.forcefield.cached_force import energy_with_force
 from boltzflow.forcefield.kernel import DTYPES, Kernel, library
 from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField, TorsionParameters
+from boltzflow.forcefield.virtual_sites import VirtualSites
 
 __all__ = ["CompiledForceField"]
 
@@ -17,9 +18,9 @@ class CompiledForceField(nn.Module):
     """A `ForceField` with the same face, evaluated by a compiled kernel where there is one.
 
     The kernel covers the terms of this package in float32 and float64 on the CPU, on `torch.get_num_threads` threads.
-    Other terms are added by autograd. On another device, or without a C++ compiler, everything runs eagerly; the
-    numbers are the same. `forward` evaluates energy and force once and uses the force in the backward pass; a second
-    derivative goes through the eager twin.
+    Other terms are added by autograd. On another device, without a C++ compiler, in a periodic box, or with virtual
+    sites everything runs eagerly; the numbers are the same. `forward` evaluates energy and force once and uses the
+    force in the backward pass; a second derivative goes through the eager twin.
 
     Example:
         >>> from boltzflow import load_system
@@ -41,7 +42,7 @@ class CompiledForceField(nn.Module):
     @property
     def backend(self) -> Literal["compiled", "eager"]:
         """Which of the two evaluates positions on the CPU."""
-        on_cpu = self.eager.device.type == "cpu"
+        on_cpu = self.eager.device.type == "cpu" and not self.eager.periodic and self.eager.sites is None
         return "compiled" if on_cpu and self.eager.dtype in DTYPES and library() is not None else "eager"
 
     @property
@@ -79,21 +80,38 @@ class CompiledForceField(nn.Module):
         """See `ForceField.torsions`."""
         return self.eager.torsions
 
-    def forward(self, positions: Float[Tensor, "batch n_atoms 3"]) -> Float64[Tensor, "batch"]:
+    @property
+    def box(self) -> Float[Tensor, "3 3"] | None:
+        """See `ForceField.box`."""
+        return self.eager.box
+
+    @property
+    def periodic(self) -> bool:
+        """See `ForceField.periodic`."""
+        return self.eager.periodic
+
+    @property
+    def sites(self) -> VirtualSites | None:
+        """See `ForceField`."""
+        return self.eager.sites
+
+    def forward(
+        self, positions: Float[Tensor, "batch n_atoms 3"], box: Float[Tensor, "*batch 3 3"] | None = None
+    ) -> Float64[Tensor, "batch"]:
         """Return energies in kJ/mol at positions in nm; see `ForceField.forward`."""
-        return energy_with_force(self, positions)
+        return energy_with_force(self, positions) if box is None else self.eager(positions, box)
 
     def differentiable(self, positions: Float[Tensor, "batch n_atoms 3"]) -> Float64[Tensor, "batch"]:
         """Return the energies of the eager twin, differentiable to any order."""
         return self.eager(positions)
 
     def energy_and_force(
-        self, positions: Float[Tensor, "batch n_atoms 3"]
+        self, positions: Float[Tensor, "batch n_atoms 3"], box: Float[Tensor, "*batch 3 3"] | None = None
     ) -> tuple[Float64[Tensor, "batch"], Float[Tensor, "batch n_atoms 3"]]:
-        """Return energies (kJ/mol, float64) and forces (kJ/mol/nm, dtype of the positions), both detached."""
+        """Return energies and forces; see `ForceField.energy_and_force`."""
         self.eager.check(positions)
-        if self.backend == "eager":
-            return self.eager.energy_and_force(positions)
+        if self.backend == "eager" or box is not None:
+            return self.eager.energy_and_force(positions, box)
         if self._kernel is None:
             self._kernel = Kernel(self.eager)
         energy, force = self._kernel(positions)

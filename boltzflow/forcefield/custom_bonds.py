@@ -11,28 +11,26 @@ from boltzflow.forcefield.custom_lennard_jones import recognise_bonds
 from boltzflow.forcefield.custom_term import CustomTerm, read_custom
 from boltzflow.forcefield.expressions import Expression
 from boltzflow.forcefield.operations import Operand
-from boltzflow.forcefield.registry import nonperiodic, register_force, tensor
+from boltzflow.forcefield.registry import register_force, tensor
 from boltzflow.forcefield.tabulated_function import read_tables
 from boltzflow.forcefield.term import Term
 
 __all__ = ["CustomBonds"]
 
 _N_POINTS = {"distance": 2, "angle": 3, "dihedral": 4}
+_POINT_FUNCTIONS = {f"point{name}": name for name in _N_POINTS} | {"periodicdistance": "distance"}
+_POINT_ARITY = {name: 3 * _N_POINTS[kind] for name, kind in _POINT_FUNCTIONS.items()}
 
 
-def _of_coordinates(function: Any) -> Any:
+def _of_coordinates(kind: str, box: Tensor | None) -> Any:
     """Return a function of points as one of their coordinates x1, y1, z1, x2, ..."""
 
     def evaluate(*coordinates: Operand) -> Tensor:
         like = next(c for c in coordinates if isinstance(c, Tensor))
         columns = torch.broadcast_tensors(*(torch.as_tensor(c).to(like) for c in coordinates))
-        return function(*(torch.stack(columns[k : k + 3]) for k in range(0, len(columns), 3)))
+        return getattr(geometry, kind)(*(torch.stack(columns[k : k + 3]) for k in range(0, len(columns), 3)), box)
 
     return evaluate
-
-
-_POINT_FUNCTIONS = {f"point{name}": _of_coordinates(getattr(geometry, name)) for name in _N_POINTS}
-_POINT_ARITY = {f"point{name}": 3 * n for name, n in _N_POINTS.items()}
 
 
 class CustomBonds(CustomTerm):
@@ -51,6 +49,7 @@ class CustomBonds(CustomTerm):
         parameter_names: tuple[str, ...],
         global_names: tuple[str, ...],
         tables: dict[str, dict[str, Any]],
+        periodic: bool = False,
     ) -> None:
         """Keep the sets.
 
@@ -66,6 +65,7 @@ class CustomBonds(CustomTerm):
             parameter_names: see `CustomTerm`.
             global_names: see `CustomTerm`.
             tables: see `CustomTerm`.
+            periodic: whether distances, angles and dihedrals are those of nearest images in a periodic box.
         """
         super().__init__(
             {
@@ -80,12 +80,15 @@ class CustomBonds(CustomTerm):
             tables=tables,
             expression=expression,
             variables=variables,
+            periodic=periodic,
         )
         self._expression = self.parse(
             expression, {*variables, *parameter_names}, functions=_POINT_ARITY, symbols=_N_POINTS
         )
 
-    def energy(self, x: Float[Tensor, "3 n_atoms batch"], r: Tensor | None) -> Float64[Tensor, "batch"]:
+    def energy(
+        self, x: Float[Tensor, "3 n_atoms batch"], r: Tensor | None, box: Tensor | None = None
+    ) -> Float64[Tensor, "batch"]:
         """See `Term.energy`."""
         centres = torch.einsum("gn,cnb->cgb", self.weights, x) if len(self.weights) else x
         points = [centres.index_select(1, column) for column in self.atoms.T]
@@ -94,10 +97,11 @@ class CustomBonds(CustomTerm):
         )
         for name, (kind, *where) in self.options["variables"].items():
             if kind in _N_POINTS:
-                values[name] = getattr(geometry, kind)(*(points[k] for k in where))
+                values[name] = getattr(geometry, kind)(*(points[k] for k in where), box)
             else:
                 values[name] = points[where[0]]["xyz".index(kind)]
-        energy = self.evaluate(self._expression, values, _POINT_FUNCTIONS)
+        functions = {name: _of_coordinates(kind, box) for name, kind in _POINT_FUNCTIONS.items()}
+        energy = self.evaluate(self._expression, values, functions)
         return self.settle(self.total(energy, x, len(self.atoms)), x)
 
 
@@ -111,7 +115,6 @@ def _term(
     weights: Float[Tensor, "n_groups n_atoms"] | None = None,
 ) -> Term:
     """Build the term from rows of (points, parameters)."""
-    nonperiodic(force)
     shared = read_custom(force, kind, dtype)
     return CustomBonds(
         atoms=tensor([row[0] for row in rows], None, (n_points,)),
@@ -119,16 +122,18 @@ def _term(
         parameter_values=tensor([row[1] for row in rows], dtype, (len(shared["parameter_names"]),)),
         expression=force.getEnergyFunction(),
         variables=variables,
+        periodic=force.usesPeriodicBoundaryConditions(),
         **shared,
     )
 
 
 @register_force("CustomBondForce")
 def _convert_bonds(force: Any, system: Any, dtype: torch.dtype) -> Term:
-    nonperiodic(force)
-    known = recognise_bonds(force, system.getNumParticles(), dtype)
-    if known is not None:
-        return known
+    # The distances of all pairs, which a Nonbonded term reads, pay for molecules, not for boxes of them.
+    if not system.usesPeriodicBoundaryConditions():
+        known = recognise_bonds(force, system.getNumParticles(), dtype)
+        if known is not None:
+            return known
     rows = [force.getBondParameters(k) for k in range(force.getNumBonds())]
     return _term(force, "Bond", [(row[:2], row[2]) for row in rows], 2, {"r": ("distance", 0, 1)}, dtype)
 

@@ -79,8 +79,7 @@ def recognise(force: Any, dtype: torch.dtype) -> GeneralizedBorn | None:
     values = [force.getComputedValueParameters(k) for k in range(force.getNumComputedValues())]
     kinds = [("I", force.ParticlePairNoExclusions), ("B", force.SingleParticle)]
     if (
-        force.getNonbondedMethod() == force.CutoffPeriodic
-        or force.getNumGlobalParameters()
+        force.getNumGlobalParameters()
         or names[:3] != ["charge", "or", "sr"]
         or [(name, kind) for name, _, kind in values] != kinds
     ):
@@ -108,7 +107,7 @@ def recognise(force: Any, dtype: torch.dtype) -> GeneralizedBorn | None:
             return None
 
     cutoff, pair = 0.0, f"{_PAIR}/f"
-    if force.getNonbondedMethod() == force.CutoffNonPeriodic:
+    if force.getNonbondedMethod() != force.NoCutoff:
         cutoff = force.getCutoffDistance()._value
         pair = f"{_PAIR}*(1/f-{1 / cutoff})"
     surface, seen = 0.0, []
@@ -155,4 +154,5 @@ def recognise(force: Any, dtype: torch.dtype) -> GeneralizedBorn | None:
         surface=surface,
         engulfed=False,
         cutoff=cutoff,
+        periodic=force.usesPeriodicBoundaryConditions(),
     )

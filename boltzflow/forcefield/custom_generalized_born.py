@@ -11,7 +11,7 @@ from boltzflow.forcefield.custom_term import CustomTerm, read_custom
 from boltzflow.forcefield.expressions import Expression
 from boltzflow.forcefield.operations import Operand
 from boltzflow.forcefield.registry import register_force, tensor
-from boltzflow.forcefield.term import Term, all_pairs, pair_rows
+from boltzflow.forcefield.term import Term, all_pairs, pair_distances, pair_rows
 
 __all__ = ["CustomGeneralizedBorn"]
 
@@ -43,6 +43,7 @@ class CustomGeneralizedBorn(CustomTerm):
         parameter_names: tuple[str, ...],
         global_names: tuple[str, ...],
         tables: dict[str, dict[str, Any]],
+        periodic: bool = False,
     ) -> None:
         """Keep the parameters and parse the expressions.
 
@@ -59,6 +60,7 @@ class CustomGeneralizedBorn(CustomTerm):
             parameter_names: see `CustomTerm`.
             global_names: see `CustomTerm`.
             tables: see `CustomTerm`.
+            periodic: whether distances are those of nearest images in a periodic box.
         """
         super().__init__(
             {
@@ -73,6 +75,7 @@ class CustomGeneralizedBorn(CustomTerm):
             values=values,
             energies=energies,
             cutoff=cutoff,
+            periodic=periodic,
         )
         n_atoms = len(parameter_values)
         ij = all_pairs(n_atoms).to(exclusions.device)
@@ -104,10 +107,14 @@ class CustomGeneralizedBorn(CustomTerm):
         return torch.where(r < self.options["cutoff"], result, 0.0) if self.options["cutoff"] else result
 
     def energy(
-        self, x: Float[Tensor, "3 n_atoms batch"], r: Float[Tensor, "n_pairs batch"] | None
+        self,
+        x: Float[Tensor, "3 n_atoms batch"],
+        r: Float[Tensor, "n_pairs batch"] | None,
+        box: Float[Tensor, "3 3 1 _"] | None = None,
     ) -> Float64[Tensor, "batch"]:
         """See `Term.energy`."""
         n_atoms = len(self.parameter_values)
+        r = pair_distances(x, *self.ij, box) if r is None else r
         atoms: dict[str, Tensor] = dict(
             zip(self.options["parameter_names"], self.parameter_values.T[..., None], strict=True)
         )
@@ -153,5 +160,6 @@ def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
         values=tuple((name, expression, kinds[kind]) for name, expression, kind in values),
         energies=tuple((expression, kinds[kind]) for expression, kind in energies),
         cutoff=cutoff_of(force),
+        periodic=force.usesPeriodicBoundaryConditions(),
         **shared,
     )

@@ -10,18 +10,14 @@ from boltzflow.forcefield.custom_lennard_jones import recognise_pairs
 from boltzflow.forcefield.custom_term import CustomTerm, read_custom
 from boltzflow.forcefield.operations import Operand
 from boltzflow.forcefield.registry import register_force, tensor
-from boltzflow.forcefield.term import Term, all_pairs, pair_rows, switching
+from boltzflow.forcefield.term import Term, all_pairs, pair_distances, pair_rows, switching
 
 __all__ = ["CustomPairs", "cutoff_of"]
 
 
 def cutoff_of(force: Any) -> float:
     """Return the cutoff (nm) of a Custom force between pairs, 0 without one."""
-    if force.getNonbondedMethod() == force.NoCutoff:
-        return 0.0
-    if force.getNonbondedMethod() == force.CutoffNonPeriodic:
-        return force.getCutoffDistance()._value
-    raise UnsupportedForceError("a periodic cutoff is not known; use the openmm back-end")
+    return 0.0 if force.getNonbondedMethod() == force.NoCutoff else force.getCutoffDistance()._value
 
 
 class CustomPairs(CustomTerm):
@@ -47,6 +43,7 @@ class CustomPairs(CustomTerm):
         parameter_names: tuple[str, ...],
         global_names: tuple[str, ...],
         tables: dict[str, dict[str, Any]],
+        periodic: bool = False,
     ) -> None:
         """Keep the pairs.
 
@@ -62,6 +59,7 @@ class CustomPairs(CustomTerm):
             parameter_names: see `CustomTerm`.
             global_names: see `CustomTerm`.
             tables: see `CustomTerm`.
+            periodic: whether distances are those of nearest images in a periodic box.
         """
         super().__init__(
             {
@@ -77,6 +75,7 @@ class CustomPairs(CustomTerm):
             computed=computed,
             cutoff=cutoff,
             switch=switch,
+            periodic=periodic,
         )
         rows = pair_rows(*pairs.T, len(parameter_values))
         self.register_buffer("rows", rows, persistent=False)
@@ -85,10 +84,13 @@ class CustomPairs(CustomTerm):
         self._expression = self.parse(expression, {"r", *(f"{name}{k}" for name in names for k in (1, 2))})
 
     def energy(
-        self, x: Float[Tensor, "3 n_atoms batch"], r: Float[Tensor, "n_pairs batch"] | None
+        self,
+        x: Float[Tensor, "3 n_atoms batch"],
+        r: Float[Tensor, "n_pairs batch"] | None,
+        box: Float[Tensor, "3 3 1 _"] | None = None,
     ) -> Float64[Tensor, "batch"]:
         """See `Term.energy`."""
-        r = r.index_select(0, self.rows)
+        r = pair_distances(x, *self.pairs.T, box) if r is None else r.index_select(0, self.rows)
         atoms: dict[str, Operand] = dict(zip(self.options["parameter_names"], self.parameter_values.T, strict=True))
         for name, expression in self._computed.items():
             value = torch.as_tensor(self.evaluate(expression, atoms), dtype=x.dtype, device=x.device)
@@ -131,6 +133,8 @@ def _pairs(force: Any, n_atoms: int) -> Tensor:
 @register_force("CustomNonbondedForce")
 def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
     n_atoms, cutoff = system.getNumParticles(), cutoff_of(force)
+    if force.getNonbondedMethod() == force.CutoffPeriodic and force.getUseLongRangeCorrection():
+        raise UnsupportedForceError("a long-range correction is not known; switch it off, or use the openmm back-end")
     pairs = _pairs(force, n_atoms)
     known = recognise_pairs(force, pairs, n_atoms, dtype)
     if known is not None:
@@ -145,5 +149,6 @@ def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
         computed=dict(computed),
         cutoff=cutoff,
         switch=force.getSwitchingDistance()._value if cutoff and force.getUseSwitchingFunction() else 0.0,
+        periodic=force.usesPeriodicBoundaryConditions(),
         **shared,
     )

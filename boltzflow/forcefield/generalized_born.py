@@ -6,10 +6,8 @@ from typing import Any
 import torch
 
 from boltzflow._typing import Float, Float64, Int, Tensor
-from boltzflow.errors import UnsupportedForceError
-from boltzflow.forcefield.nonbonded import COULOMB
 from boltzflow.forcefield.registry import register_force, tensor
-from boltzflow.forcefield.term import Term, all_pairs
+from boltzflow.forcefield.term import COULOMB, Term, all_pairs, pair_distances
 
 __all__ = ["OBC1", "OBC2", "GeneralizedBorn"]
 
@@ -56,6 +54,7 @@ class GeneralizedBorn(Term):
         surface: float,
         engulfed: bool,
         cutoff: float,
+        periodic: bool = False,
     ) -> None:
         """Keep the parameters.
 
@@ -74,6 +73,7 @@ class GeneralizedBorn(Term):
             engulfed: whether an atom inside the descreening sphere of another gets the extra 1/rho - 1/L: GBSAOBCForce
                 has it, the CustomGBForce of openmm.app has not.
             cutoff: in nm, 0 without one: pairs beyond it do not descreen, and within it 1/f is 1/f - 1/cutoff.
+            periodic: whether distances are those of nearest images in a periodic box.
         """
         super().__init__(
             {
@@ -90,6 +90,7 @@ class GeneralizedBorn(Term):
             surface=surface,
             engulfed=engulfed,
             cutoff=cutoff,
+            periodic=periodic,
         )
         self.register_buffer("ij", all_pairs(len(charge)).to(charge.device), persistent=False)
 
@@ -131,11 +132,15 @@ class GeneralizedBorn(Term):
         return (1 / self.offset_radius[:, None] - torch.tanh(argument) / self.radius[:, None]).reciprocal()
 
     def energy(
-        self, x: Float[Tensor, "3 n_atoms batch"], r: Float[Tensor, "n_pairs batch"] | None
+        self,
+        x: Float[Tensor, "3 n_atoms batch"],
+        r: Float[Tensor, "n_pairs batch"] | None,
+        box: Float[Tensor, "3 3 1 _"] | None = None,
     ) -> Float64[Tensor, "batch"]:
         """See `Term.energy`."""
-        born = self.born_radii(r)
         i, j = self.ij
+        r = pair_distances(x, i, j, box) if r is None else r
+        born = self.born_radii(r)
         product = born.index_select(0, i) * born.index_select(0, j)
         squared = r * r
         inverse_f = (squared + product * torch.exp(-0.25 * squared / product)).rsqrt()
@@ -164,8 +169,6 @@ class GeneralizedBorn(Term):
 
 @register_force("GBSAOBCForce")
 def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
-    if force.getNonbondedMethod() == force.CutoffPeriodic:
-        raise UnsupportedForceError("a periodic cutoff is not known; use the openmm back-end")
     particles = tensor([force.getParticleParameters(k) for k in range(system.getNumParticles())], torch.float64, (3,))
     charge, radius, scale = particles.T
     return GeneralizedBorn(
@@ -180,5 +183,6 @@ def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
         prefactor=COULOMB * (1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric()),
         surface=4 * math.pi * tensor([force.getSurfaceAreaEnergy()], torch.float64).item(),
         engulfed=True,
-        cutoff=force.getCutoffDistance()._value if force.getNonbondedMethod() == force.CutoffNonPeriodic else 0.0,
+        cutoff=0.0 if force.getNonbondedMethod() == force.NoCutoff else force.getCutoffDistance()._value,
+        periodic=force.usesPeriodicBoundaryConditions(),
     )

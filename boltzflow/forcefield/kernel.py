@@ -172,7 +172,9 @@ class Kernel:
         for term in forcefield.terms:
             kind = type(term)
             single = kind in (CMAPTorsions, GeneralizedBorn)
-            if (
+            if term.periodic or forcefield.sites is not None:
+                rest.append(term)
+            elif (
                 kind in (HarmonicBonds, HarmonicAngles, PeriodicTorsions)
                 or (single and kind not in taken)
                 or (kind is Nonbonded and _disjoint([*taken.get(kind, []), term]))
@@ -182,7 +184,8 @@ class Kernel:
                 taken.setdefault(CustomBonds, []).append(term)
             elif kind is not CustomBonds or len(term.atoms):
                 rest.append(term)
-        self.rest = ForceField(rest, n_atoms=self.n_atoms, dtype=self.dtype) if rest else None
+        shared = {"dtype": self.dtype, "box": forcefield.box, "sites": forcefield.sites}
+        self.rest = ForceField(rest, n_atoms=self.n_atoms, **shared) if rest else None
 
         def joined(kind: type, names: tuple[str, ...]) -> list[Tensor]:
             return [torch.cat([getattr(term, name) for term in taken[kind]]) for name in names]

@@ -1,18 +1,20 @@
 """Lennard-Jones and Coulomb interactions between all pairs of atoms, exceptions as given."""
 
+import logging
 from typing import Any
 
 import torch
 
 from boltzflow._typing import Bool, Float, Float64, Int, Tensor
 from boltzflow.errors import UnsupportedForceError
+from boltzflow.forcefield.ewald import screening
+from boltzflow.forcefield.periodic_nonbonded import PeriodicNonbonded, dispersion_correction
 from boltzflow.forcefield.registry import register_force, tensor
-from boltzflow.forcefield.term import Term, all_pairs, pair_rows, switching
+from boltzflow.forcefield.term import COULOMB, Term, all_pairs, pair_rows, switching
 
-__all__ = ["COULOMB", "Nonbonded"]
+__all__ = ["Nonbonded"]
 
-COULOMB = 138.93545764438198
-"""e^2 N_A / (4 pi epsilon_0) in kJ/mol nm (CODATA 2018, as in OpenMM)."""
+_log = logging.getLogger(__name__)
 
 
 class Nonbonded(Term):
@@ -86,28 +88,80 @@ class Nonbonded(Term):
         return pair.sum(0, dtype=torch.float64)
 
 
+def _parameters(
+    force: Any,
+) -> tuple[Float64[Tensor, "n_atoms 3"], Int[Tensor, "n_exceptions 2"], Float64[Tensor, "n_exceptions 3"]]:
+    """Return charge (or product of charges), sigma and epsilon of atoms and exceptions, with offsets added."""
+    n_globals = force.getNumGlobalParameters()
+    value = {force.getGlobalParameterName(k): force.getGlobalParameterDefaultValue(k) for k in range(n_globals)}
+    particles = [force.getParticleParameters(k) for k in range(force.getNumParticles())]
+    pairs = [force.getExceptionParameters(k) for k in range(force.getNumExceptions())]
+    atoms = tensor(particles, torch.float64, (3,))
+    exceptions = tensor([row[2:] for row in pairs], torch.float64, (3,))
+    offsets = 0
+    for kind, rows in (("Particle", atoms), ("Exception", exceptions)):
+        for k in range(getattr(force, f"getNum{kind}ParameterOffsets")()):
+            name, row, *scale = getattr(force, f"get{kind}ParameterOffset")(k)
+            rows[row] += value[name] * tensor(scale, torch.float64)
+            offsets += 1
+    if offsets:
+        _log.info("%d parameter offsets of %s are taken at the defaults %s", offsets, force.getName(), value)
+    if (atoms[:, 2] < 0).any():
+        raise UnsupportedForceError(
+            "parameter offsets make an epsilon negative; change the global parameters' defaults"
+        )
+    return atoms, tensor([row[:2] for row in pairs], None, (2,)), exceptions
+
+
+def _periodic(force: Any, particles: Tensor, exceptions: Tensor, parameters: Tensor, dtype: torch.dtype) -> Term:
+    cutoff, method = force.getCutoffDistance()._value, force.getNonbondedMethod()
+    switch = force.getSwitchingDistance()._value if force.getUseSwitchingFunction() else 0.0
+    alpha, largest = screening(cutoff) if method != force.CutoffPeriodic else (0.0, 0.0)
+    if method == force.PME:
+        _log.info(
+            "PME is evaluated by a converged Ewald sum; boltzflow.forcefield.pme_offset measures how far OpenMM's PME, "
+            "at its tolerance of %g, is from it",
+            force.getEwaldErrorTolerance(),
+        )
+    dispersion = 0.0
+    if force.getUseDispersionCorrection():
+        dispersion = dispersion_correction(*particles[:, 1:].T, cutoff=cutoff, switch=switch)
+    charge, sigma, epsilon = particles.to(dtype).T
+    return PeriodicNonbonded(
+        charge=charge,
+        sigma=sigma,
+        epsilon=epsilon,
+        exceptions=exceptions,
+        exception_parameters=parameters.to(dtype),
+        cutoff=cutoff,
+        switch=switch,
+        dielectric=force.getReactionFieldDielectric(),
+        alpha=alpha,
+        largest=largest,
+        dispersion=dispersion,
+        periodic_exceptions=force.getExceptionsUsePeriodicBoundaryConditions(),
+    )
+
+
 @register_force("NonbondedForce")
 def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
-    if force.getNonbondedMethod() not in (force.NoCutoff, force.CutoffNonPeriodic):
-        names = ["NoCutoff", "CutoffNonPeriodic", "CutoffPeriodic", "Ewald", "PME", "LJPME"]
+    if force.getNonbondedMethod() == force.LJPME:
         raise UnsupportedForceError(
-            f"nonbonded method {names[force.getNonbondedMethod()]}: only NoCutoff and CutoffNonPeriodic are known; "
-            "create the System with one of them, or use the openmm back-end"
+            "nonbonded method LJPME is not known (known: NoCutoff, CutoffNonPeriodic, CutoffPeriodic, Ewald, PME); "
+            "create the System with PME, or use the openmm back-end"
         )
+    particles, exceptions, parameters = _parameters(force)
+    if force.usesPeriodicBoundaryConditions():
+        return _periodic(force, particles, exceptions, parameters, dtype)
     cutoff = force.getCutoffDistance()._value if force.getNonbondedMethod() == force.CutoffNonPeriodic else 0.0
-    if force.getNumParticleParameterOffsets() or force.getNumExceptionParameterOffsets():
-        raise UnsupportedForceError("parameter offsets are not known; use the openmm back-end")
     n_atoms = system.getNumParticles()
-    particles = tensor([force.getParticleParameters(k) for k in range(n_atoms)], torch.float64, (3,))
     i, j = all_pairs(n_atoms)
     charge, sigma, epsilon = particles.T
     pair = torch.stack([charge[i] * charge[j], 0.5 * (sigma[i] + sigma[j]), (epsilon[i] * epsilon[j]).sqrt()], 1)
     exempt = torch.zeros(len(pair), dtype=torch.bool)
-    exceptions = [force.getExceptionParameters(k) for k in range(force.getNumExceptions())]
-    if exceptions:
-        rows = pair_rows(*tensor([row[:2] for row in exceptions], None, (2,)).T, n_atoms)
-        exempt[rows] = True
-        pair[rows] = tensor([row[2:] for row in exceptions], torch.float64, (3,))
+    rows = pair_rows(*exceptions.T, n_atoms)
+    exempt[rows] = True
+    pair[rows] = parameters
     qq, sigma, epsilon = pair.T
     active = ((qq != 0) | (epsilon != 0)).nonzero()[:, 0]
     return Nonbonded(

@@ -41,6 +41,7 @@ class _Evaluator:
             openmm.Platform.getPlatformByName(platform),
             properties,
         )
+        self._sites = [k for k in range(self._system.getNumParticles()) if self._system.isVirtualSite(k)]
         used = self._context.getPlatform().getName()
         if used != platform:
             raise RuntimeError(f"asked OpenMM for platform {platform!r}, got {used!r}")
@@ -52,9 +53,11 @@ class _Evaluator:
         # The CPU platform raises for NaN, and has given such a row energy zero in other versions.
         for row in np.flatnonzero(np.isfinite(positions).all(axis=(1, 2))):
             self._context.setPositions(positions[row])
+            self._context.computeVirtualSites()
             state = self._context.getState(getEnergy=True, getForces=True)
             energies[row] = state.getPotentialEnergy()._value
             forces[row] = state.getForces(asNumpy=True)._value
+            forces[row, self._sites] = 0.0  # OpenMM has handed them on to the parents, and leaves them standing
         return energies, forces
 
 
@@ -134,6 +137,8 @@ class OpenMMPotential(nn.Module):
 
     The same face as `ForceField`, for any force that OpenMM knows, one conformation at a time. Gradients use the force
     of the forward pass; OpenMM has no second derivatives.
+
+    Virtual sites are placed as by `ForceField`. A periodic System is evaluated in its default box.
 
     With several workers, use it as a context manager or call `close`; workers also end with this process.
 

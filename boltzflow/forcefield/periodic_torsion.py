@@ -6,7 +6,7 @@ import torch
 
 from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.forcefield.geometry import dihedral
-from boltzflow.forcefield.registry import nonperiodic, register_force, tensor
+from boltzflow.forcefield.registry import register_force, tensor
 from boltzflow.forcefield.term import Term
 
 __all__ = ["PeriodicTorsions"]
@@ -25,6 +25,7 @@ class PeriodicTorsions(Term):
         periodicity: Int[Tensor, "n_torsions"],
         phase: Float[Tensor, "n_torsions"],
         k: Float[Tensor, "n_torsions"],
+        periodic: bool = False,
     ) -> None:
         """Keep the torsions.
 
@@ -33,12 +34,15 @@ class PeriodicTorsions(Term):
             periodicity: the integer n.
             phase: in rad.
             k: half the barrier, in kJ/mol.
+            periodic: whether distances are those of nearest images in a periodic box.
         """
-        super().__init__({"atoms": atoms, "periodicity": periodicity, "phase": phase, "k": k})
+        super().__init__({"atoms": atoms, "periodicity": periodicity, "phase": phase, "k": k}, periodic=periodic)
 
-    def energy(self, x: Float[Tensor, "3 n_atoms batch"], r: Tensor | None) -> Float64[Tensor, "batch"]:
+    def energy(
+        self, x: Float[Tensor, "3 n_atoms batch"], r: Tensor | None, box: Tensor | None = None
+    ) -> Float64[Tensor, "batch"]:
         """See `Term.energy`."""
-        phi = dihedral(*(x.index_select(1, self.atoms[:, k]) for k in range(4)))
+        phi = dihedral(*(x.index_select(1, self.atoms[:, k]) for k in range(4)), box)
         return (
             (self.k[:, None] * (1 + torch.cos(self.periodicity[:, None] * phi - self.phase[:, None]))).sum(0).double()
         )
@@ -46,20 +50,19 @@ class PeriodicTorsions(Term):
 
 @register_force("PeriodicTorsionForce")
 def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
-    nonperiodic(force)
     rows = [force.getTorsionParameters(k) for k in range(force.getNumTorsions())]
     return PeriodicTorsions(
         atoms=tensor([row[:4] for row in rows], None, (4,)),
         periodicity=tensor([row[4] for row in rows], None),
         phase=tensor([row[5] for row in rows], dtype),
         k=tensor([row[6] for row in rows], dtype),
+        periodic=force.usesPeriodicBoundaryConditions(),
     )
 
 
 @register_force("RBTorsionForce")
 def _convert_ryckaert_bellemans(force: Any, system: Any, dtype: torch.dtype) -> Term:
     """Expand each polynomial in cos(phi - pi) into periodic torsions, which is exact."""
-    nonperiodic(force)
     rows = [force.getTorsionParameters(k) for k in range(force.getNumTorsions())]
     # Powers of cos x as sums of cos nx, n = 0 to 5; cos n(phi - pi) = (-1)^n cos n phi.
     powers = torch.tensor(
@@ -83,4 +86,5 @@ def _convert_ryckaert_bellemans(force: Any, system: Any, dtype: torch.dtype) -> 
         periodicity=n.expand(len(rows), 6)[used],
         phase=torch.zeros(int(used.sum()), dtype=dtype),
         k=k[used].to(dtype),
+        periodic=force.usesPeriodicBoundaryConditions(),
     )

@@ -10,11 +10,14 @@ from torch import nn
 
 from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.errors import FormatError
+from boltzflow.forcefield.box import box_columns, check_box
+from boltzflow.forcefield.chunks import bytes_per_conformation, default_bound
 from boltzflow.forcefield.term import TERMS, Term, all_pairs, pair_distances
+from boltzflow.forcefield.virtual_sites import VirtualSites
 
 __all__ = ["AngleParameters", "BondParameters", "ForceField", "TorsionParameters"]
 
-_FORMAT = "boltzflow-forcefield-2"
+_FORMAT = "boltzflow-forcefield-3"
 
 
 class BondParameters(NamedTuple):
@@ -50,10 +53,30 @@ class ForceField(nn.Module):
 
     Differentiable to any order. The distances between all pairs of atoms are computed once and shared by the terms that
     use them.
+
+    Periodic terms take a box, (3, 3) or (batch, 3, 3) in nm: the vectors (ax, 0, 0), (bx, by, 0), (cx, cy, cz) in
+    OpenMM's reduced form; by default that of the System. Positions need not be wrapped into it.
+
+    The rows of virtual sites in the positions are not read: the sites are placed by their parents, as by OpenMM's
+    ``computeVirtualSites``. Forces on them are handed on to the parents, and their own rows are zero.
+
+    What need not stay in memory for a gradient to be taken later, that is `energy_and_force`, and `forward` without
+    gradients, is evaluated in chunks of conformations that take about ``chunk_bytes`` each.
+
+    Attributes:
+        chunk_bytes: bound on the memory of one chunk; a chunk has at least one conformation. By default
+            ``$BOLTZFLOW_CHUNK_BYTES``, or 2^30.
     """
 
     def __init__(
-        self, terms: Sequence[Term], *, n_atoms: int, n_constraints: int = 0, dtype: torch.dtype = torch.float64
+        self,
+        terms: Sequence[Term],
+        *,
+        n_atoms: int,
+        n_constraints: int = 0,
+        dtype: torch.dtype = torch.float64,
+        box: Float[Tensor, "3 3"] | None = None,
+        sites: VirtualSites | None = None,
     ) -> None:
         """Keep the terms.
 
@@ -62,6 +85,8 @@ class ForceField(nn.Module):
             n_atoms: number of atoms.
             n_constraints: number of constrained distances in the System; the energy does not depend on them.
             dtype: of the arithmetic; positions are cast to it.
+            box: default box of periodic terms, three vectors in nm.
+            sites: virtual sites, None without.
         """
         super().__init__()
         self.terms = nn.ModuleList(terms)
@@ -69,6 +94,10 @@ class ForceField(nn.Module):
         self.n_constraints = n_constraints
         self.register_buffer("_dtype", torch.zeros((), dtype=dtype), persistent=False)
         self.register_buffer("_ij", all_pairs(n_atoms), persistent=False)
+        self.register_buffer("_box", None if box is None else box.detach().to(dtype).clone(), persistent=False)
+        self.sites = sites
+        self.chunk_bytes = default_bound()
+        self._bytes: int | None = None  # of one conformation, measured when it is needed
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -100,17 +129,32 @@ class ForceField(nn.Module):
         """Periodicities, phases and force constants of all periodic torsions, proper and improper."""
         return TorsionParameters(*self._gather("PeriodicTorsions", ("atoms", "periodicity", "phase", "k"), 4))
 
+    @property
+    def box(self) -> Float[Tensor, "3 3"] | None:
+        """The default box in nm, None without periodic terms."""
+        return self._box
+
+    @property
+    def periodic(self) -> bool:
+        """Whether the energy depends on a periodic box."""
+        return any(term.periodic for term in self.terms)
+
     def _gather(self, kind: str, names: tuple[str, ...], n: int) -> list[Tensor]:
         found = [[getattr(term, name) for name in names] for term in self.terms if type(term).__name__ == kind]
         empty = {"atoms": self._ij.new_zeros((0, n)), "periodicity": self._ij.new_zeros(0)}
         found = found or [[empty.get(name, self._dtype.new_zeros(0)) for name in names]]
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
-    def _energy(self, x: Float[Tensor, "3 n_atoms batch"]) -> Float64[Tensor, "batch"]:
-        r = pair_distances(x, *self._ij) if any(term.uses_pairs for term in self.terms) else None
+    def _energy(
+        self, x: Float[Tensor, "3 n_atoms batch"], box: Float[Tensor, "3 3 1 _"] | None
+    ) -> Float64[Tensor, "batch"]:
+        if self.sites is not None:
+            x = self.sites(x)
+        shared = any(term.uses_pairs and not term.periodic for term in self.terms)
+        r = pair_distances(x, *self._ij) if shared else None
         total = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
         for term in self.terms:
-            total = total + term.energy(x, r)
+            total = total + (term.energy(x, None, box) if term.periodic else term.energy(x, r))
         return total
 
     def check(self, positions: Tensor) -> None:
@@ -123,27 +167,83 @@ class ForceField(nn.Module):
         self.check(positions)
         return positions.permute(2, 1, 0).to(self.dtype).contiguous()
 
-    def forward(self, positions: Float[Tensor, "batch n_atoms 3"]) -> Float64[Tensor, "batch"]:
+    def _cell(self, box: Tensor | None, n: int) -> Tensor | None:
+        """Return the box of ``n`` conformations as terms take it, or None without periodic terms; refuse unfit ones."""
+        if not self.periodic:
+            if box is not None:
+                raise ValueError("no force of this force field is periodic: its energy has no box; leave box out")
+            return None
+        if box is None and self._box is None:
+            raise ValueError(
+                "this force field is periodic and has no default box; give box, (3, 3) or (batch, 3, 3) in nm"
+            )
+        box = (self._box if box is None else box).to(self._dtype)
+        cutoff = max(term.options.get("cutoff", 0.0) for term in self.terms if term.periodic)
+        check_box(box, n=n, cutoff=cutoff)
+        return box_columns(box)
+
+    def _chunks(self, x: Tensor, cell: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+        """Return positions and boxes of parts of the batch that keep to the bound on memory."""
+        n = x.shape[-1]
+        # A generous estimate: what is small beyond doubt needs no measurement.
+        if n < 2 or n * x.element_size() * self.n_atoms**2 * 64 * len(self.terms) < self.chunk_bytes:
+            return [(x, cell)]
+        if self._bytes is None:
+            first = None if cell is None else cell[..., :1]
+            self._bytes = bytes_per_conformation(lambda some: self._energy(some, first), x[..., :1])
+        size = max(1, self.chunk_bytes // self._bytes)
+        if size >= n:
+            return [(x, cell)]
+        shared = cell is None or cell.shape[-1] == 1
+        parts = [slice(start, start + size) for start in range(0, n, size)]
+        return [(x[..., part].contiguous(), cell if shared else cell[..., part]) for part in parts]
+
+    def forward(
+        self, positions: Float[Tensor, "batch n_atoms 3"], box: Float[Tensor, "*batch 3 3"] | None = None
+    ) -> Float64[Tensor, "batch"]:
         """Return the energy of each conformation.
 
         Args:
             positions: in nm.
+            box: of all conformations or of each, in nm, if the force field is periodic; None takes the default.
 
         Returns:
             Energies in kJ/mol, float64. A conformation with NaN positions has energy NaN.
+
+        Raises:
+            ValueError: positions of another shape; a box that is not in reduced form, or smaller than twice the cutoff
+                (the message says in which conformations); a periodic force field without a box, or a box where no force
+                is periodic.
         """
-        return self._energy(self._columns(positions))
+        x, cell = self._columns(positions), self._cell(box, len(positions))
+        if torch.is_grad_enabled() and (x.requires_grad or (cell is not None and cell.requires_grad)):
+            return self._energy(x, cell)
+        return torch.cat([self._energy(*part) for part in self._chunks(x, cell)])
 
     def energy_and_force(
-        self, positions: Float[Tensor, "batch n_atoms 3"]
+        self, positions: Float[Tensor, "batch n_atoms 3"], box: Float[Tensor, "*batch 3 3"] | None = None
     ) -> tuple[Float64[Tensor, "batch"], Float[Tensor, "batch n_atoms 3"]]:
-        """Return energies (kJ/mol, float64) and forces (kJ/mol/nm, dtype of the positions), both detached."""
+        """Return energies (kJ/mol, float64) and forces (kJ/mol/nm, dtype of the positions), both detached.
+
+        Args:
+            positions: in nm.
+            box: see `forward`.
+
+        Raises:
+            ValueError: see `forward`.
+        """
+        x, cell = self._columns(positions.detach()), self._cell(None if box is None else box.detach(), len(positions))
+        energies, gradients = zip(*(self._energy_and_gradient(*part) for part in self._chunks(x, cell)), strict=True)
+        force = torch.cat(gradients, 2).neg().permute(2, 1, 0).to(positions.dtype).contiguous()
+        return torch.cat(energies), force
+
+    def _energy_and_gradient(self, x: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            x = self._columns(positions.detach()).requires_grad_()
-            energy = self._energy(x)
+            x = x.detach().requires_grad_()
+            energy = self._energy(x, cell)
             # Without terms, or with constant ones, nothing depends on the positions.
             gradient = torch.autograd.grad(energy.sum(), x)[0] if energy.requires_grad else torch.zeros_like(x)
-        return energy.detach(), gradient.neg().permute(2, 1, 0).to(positions.dtype).contiguous()
+        return energy.detach(), gradient
 
     def compiled(self) -> nn.Module:
         """Return the `CompiledForceField`, the fast twin with the same face: energy and force in one compiled pass."""
@@ -162,6 +262,8 @@ class ForceField(nn.Module):
                 {"kind": type(term).__name__, "tensors": dict(term.state_dict()), "options": dict(term.options)}
                 for term in self.terms
             ],
+            "box": self._box,
+            "sites": None if self.sites is None else dict(self.sites.state_dict()),
         }
 
     @classmethod
@@ -189,7 +291,12 @@ class ForceField(nn.Module):
         except TypeError as error:  # parameters that the terms of this version do not have, or that they miss
             raise FormatError(f"the parameters are those of another version ({error}); convert the System") from error
         return cls(
-            terms, n_atoms=state["n_atoms"], n_constraints=state["n_constraints"], dtype=getattr(torch, state["dtype"])
+            terms,
+            n_atoms=state["n_atoms"],
+            n_constraints=state["n_constraints"],
+            dtype=getattr(torch, state["dtype"]),
+            box=state["box"],
+            sites=None if state["sites"] is None else VirtualSites(**state["sites"]),
         )
 
     def save(self, path: str | os.PathLike) -> None:

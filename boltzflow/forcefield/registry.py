@@ -10,8 +10,9 @@ from boltzflow._typing import Tensor
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.forcefield.potential import ForceField
 from boltzflow.forcefield.term import Term
+from boltzflow.forcefield.virtual_sites import read_virtual_sites
 
-__all__ = ["CONVERTERS", "IGNORED", "from_openmm", "nonperiodic", "register_force", "tensor"]
+__all__ = ["CONVERTERS", "IGNORED", "from_openmm", "register_force", "tensor"]
 
 _log = logging.getLogger(__name__)
 
@@ -63,19 +64,13 @@ def tensor(values: Sequence, dtype: torch.dtype | None, columns: tuple[int, ...]
     return torch.tensor(plain, dtype=dtype or torch.int64).reshape(len(plain), *columns)
 
 
-def nonperiodic(force: Any) -> None:
-    """Raise UnsupportedForceError when a force applies periodic boundary conditions."""
-    if force.usesPeriodicBoundaryConditions():
-        raise UnsupportedForceError("periodic boundary conditions are not known; use the openmm back-end")
-
-
 def from_openmm(system: Any, *, dtype: torch.dtype = torch.float64) -> ForceField:
     """Convert an openmm.System into a batched, differentiable torch potential.
 
     Constraints do not change the energy; their number is reported as ``n_constraints``.
 
     Args:
-        system: an ``openmm.System`` without periodic boundary and cutoff.
+        system: an ``openmm.System``; if it is periodic, its default box is that of the force field.
         dtype: of the parameters and of the arithmetic; energies are summed and returned in float64.
 
     Returns:
@@ -92,9 +87,7 @@ def from_openmm(system: Any, *, dtype: torch.dtype = torch.float64) -> ForceFiel
         -173.17 kJ/mol
     """
     n_atoms = system.getNumParticles()
-    virtual = [k for k in range(n_atoms) if system.isVirtualSite(k)]
-    if virtual:
-        raise UnsupportedForceError(f"particles {virtual[:5]} are virtual sites; use the openmm back-end")
+    sites = read_virtual_sites(system, dtype)
     terms = []
     for index, force in enumerate(system.getForces()):
         name = type(force).__name__
@@ -111,4 +104,12 @@ def from_openmm(system: Any, *, dtype: torch.dtype = torch.float64) -> ForceFiel
             terms.append(CONVERTERS[name](force, system, dtype))
         except UnsupportedForceError as error:
             raise UnsupportedForceError(f"{where}: {error}") from None
-    return ForceField(terms, n_atoms=n_atoms, n_constraints=system.getNumConstraints(), dtype=dtype)
+    periodic = any(term.periodic for term in terms)
+    return ForceField(
+        terms,
+        n_atoms=n_atoms,
+        n_constraints=system.getNumConstraints(),
+        dtype=dtype,
+        box=tensor(list(system.getDefaultPeriodicBoxVectors()), dtype, (3,)) if periodic else None,
+        sites=sites,
+    )

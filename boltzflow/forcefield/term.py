@@ -6,9 +6,13 @@ import torch
 from torch import nn
 
 from boltzflow._typing import Float, Float64, Int, Tensor
+from boltzflow.forcefield.box import box_columns
 from boltzflow.forcefield.geometry import distance
 
-__all__ = ["TERMS", "Term", "all_pairs", "pair_distances", "pair_rows", "switching"]
+__all__ = ["COULOMB", "TERMS", "Term", "all_pairs", "pair_distances", "pair_rows", "switching"]
+
+COULOMB = 138.93545764438198
+"""e^2 N_A / (4 pi epsilon_0) in kJ/mol nm (CODATA 2018, as in OpenMM)."""
 
 TERMS: dict[str, type["Term"]] = {}
 
@@ -24,9 +28,11 @@ def pair_rows(first: Int[Tensor, "n"], second: Int[Tensor, "n"], n_atoms: int) -
     return i * n_atoms - i * (i + 1) // 2 + j - i - 1
 
 
-def pair_distances(x: Float[Tensor, "3 n_atoms batch"], i: Tensor, j: Tensor) -> Float[Tensor, "n_pairs batch"]:
-    """Return the distances (nm) between the atoms ``i`` and ``j``, both (n_pairs,)."""
-    return distance(x.index_select(1, i), x.index_select(1, j))
+def pair_distances(
+    x: Float[Tensor, "3 n_atoms batch"], i: Tensor, j: Tensor, box: Float[Tensor, "3 3 1 _"] | None = None
+) -> Float[Tensor, "n_pairs batch"]:
+    """Return the distances (nm) between the atoms ``i`` and ``j``, both (n_pairs,), or nearest images in a box."""
+    return distance(x.index_select(1, i), x.index_select(1, j), box)
 
 
 def switching(
@@ -67,23 +73,37 @@ class Term(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.detach().clone())
 
+    @property
+    def periodic(self) -> bool:
+        """Whether `energy` takes a periodic box: the option of that name."""
+        return bool(self.options.get("periodic", False))
+
     def energy(
-        self, x: Float[Tensor, "3 n_atoms batch"], r: Float[Tensor, "n_pairs batch"] | None
+        self,
+        x: Float[Tensor, "3 n_atoms batch"],
+        r: Float[Tensor, "n_pairs batch"] | None,
+        box: Float[Tensor, "3 3 1 _"] | None = None,
     ) -> Float64[Tensor, "batch"]:
         """Return the energy of each conformation.
 
         Args:
             x: positions in nm.
-            r: distances in nm of all pairs in the order of `all_pairs`, given when ``uses_pairs``.
+            r: distances in nm of all pairs in the order of `all_pairs`, given when ``uses_pairs`` and not periodic.
+            box: the three vectors (first axis) of the periodic box in nm, of each conformation or of all; given only
+                to terms that are ``periodic``, others need not have the argument.
 
         Returns:
             Energies in kJ/mol, summed in float64.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement energy(x, r)")
 
-    def forward(self, positions: Float[Tensor, "batch n_atoms 3"]) -> Float64[Tensor, "batch"]:
-        """Return the energy (kJ/mol) of this term alone at positions in nm."""
+    def forward(
+        self, positions: Float[Tensor, "batch n_atoms 3"], box: Float[Tensor, "*batch 3 3"] | None = None
+    ) -> Float64[Tensor, "batch"]:
+        """Return the energy (kJ/mol) of this term alone at positions in nm, in a box if it is periodic."""
         x = positions.permute(2, 1, 0).contiguous()
+        if self.periodic:
+            return self.energy(x, None, box_columns(box))
         r = pair_distances(x, *all_pairs(x.shape[1]).to(x.device)) if self.uses_pairs else None
         return self.energy(x, r)
 

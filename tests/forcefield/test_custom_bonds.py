@@ -213,15 +213,9 @@ def test_bad_expressions_are_named(expression, match):
 
 
 def test_what_is_not_supported_is_refused():
-    force = openmm.CustomBondForce("r")
-    force.setUsesPeriodicBoundaryConditions(True)
-    with pytest.raises(UnsupportedForceError, match=r"CustomBondForce .* periodic"):
-        from_openmm(_system(force))
     force = openmm.CustomCompoundBondForce(2, "distance(p1,p3)")
     with pytest.raises(UnsupportedForceError, match="'p3', which is none of p1, p2"):
         from_openmm(_system(force))
-    with pytest.raises(UnsupportedForceError, match=r"CustomExternalForce .* periodic"):
-        from_openmm(_system(openmm.CustomExternalForce("periodicdistance(x,y,z,0,0,0)")))
 
 
 def test_the_kernel_takes_restraints_and_leaves_out_what_is_empty():

@@ -166,5 +166,6 @@ def test_bad_input_is_named():
     with pytest.raises(UnsupportedForceError, match=r"CustomNonbondedForce \(force 0.*unknown function 'acoef'"):
         from_openmm(_system(force))
     force.setNonbondedMethod(openmm.CustomNonbondedForce.CutoffPeriodic)
-    with pytest.raises(UnsupportedForceError, match="periodic cutoff"):
+    force.setUseLongRangeCorrection(True)
+    with pytest.raises(UnsupportedForceError, match="long-range correction"):
         from_openmm(_system(force))
