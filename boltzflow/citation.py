@@ -54,6 +54,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "log-variance loss": ("richter2020",),
     "path gradient": ("roeder2017",),
     # simulation
+    "LearnedMove": ("hastings1970", "noe2019", "gabrie2022"),
     "ParallelTempering": ("hukushima1996",),
     "ReplicaExchange": ("hukushima1996",),
     "molecular_dynamics": ("zhang2019",),

@@ -97,6 +97,7 @@ def _tempering(system: System, settings: SimulationConfig, path: str | Path | No
     simulation = molecule_tempering(system, settings, device=settings.device, seed=settings.seed)
     n_records = records(settings, dimension=system.dimension)
     frames = Frames(system)
+    moves = {} if settings.moves is None else {"moves": {"source": settings.moves, "every": settings.moves_every}}
     started = saved = time.monotonic()
 
     def assembled() -> Ensemble:
@@ -105,7 +106,7 @@ def _tempering(system: System, settings: SimulationConfig, path: str | Path | No
             method="pt",
             seed=settings.seed,
             wanted=n_records * settings.chains * (simulation.n_rungs if settings.keep == "all" else 1),
-            diagnostics=simulation.diagnostics() | {"series": series_diagnostics(energies)},
+            diagnostics=simulation.diagnostics() | {"series": series_diagnostics(energies)} | moves,
             ledger=simulation.ledger,
             seconds=time.monotonic() - started,
             methods=simulation.methods,

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from boltzflow.cli.app import command
-from boltzflow.cli.common import as_device, as_seed, output_file
+from boltzflow.cli.common import as_device, as_seed, find_trained, output_file
 from boltzflow.ensemble import Ensemble
-from boltzflow.errors import FormatError
-from boltzflow.io.config import RunConfig, load_config
+from boltzflow.errors import FormatError, UnknownNameError
+from boltzflow.io.config import RunConfig, SimulationConfig, load_config
 from boltzflow.systems import System, load_system
 from boltzflow.workflow import simulate as simulate_to_file
 
@@ -57,6 +57,11 @@ def simulate(
         Literal["cold", "all"] | None,
         typer.Option(help="PT: frames of the system's temperature, or of all, weighted by MBAR. (default: cold)"),
     ] = None,
+    moves: Annotated[
+        str | None,
+        typer.Option(help="PT: a generator proposes moves: a run, a checkpoint, or a system that has one. (none)"),
+    ] = None,
+    moves_every: Annotated[int | None, typer.Option(help="PT: sweeps between learned moves. (default: 5)")] = None,
     device: Annotated[str | None, typer.Option(help="PT: cpu, cuda, cuda:1, ... (default: cpu)")] = None,
     seed: Annotated[int | None, typer.Option(help="Random by default; recorded.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print diagnostics as one JSON object.")] = False,
@@ -65,7 +70,8 @@ def simulate(
     config = _configured(what)
     given = {"method": method, "n": n, "chains": chains, "stride": stride, "burn_in": burn_in, "device": device}
     given |= {"max_temperature": max_temperature, "keep": keep, "seed": as_seed(seed)}
-    for name in ("n", "chains", "stride", "burn_in"):
+    given |= {"moves": moves, "moves_every": moves_every}
+    for name in ("n", "chains", "stride", "burn_in", "moves_every"):
         if given[name] is not None and given[name] < 1:
             option = "-n" if name == "n" else f"--{name.replace('_', '-')}"
             raise FormatError(f"{option}: expected a number >= 1, got {given[name]}.")
@@ -73,6 +79,10 @@ def simulate(
         raise FormatError(f"--max-temperature: expected a factor >= 1, got {max_temperature}.")
     settings = config.simulation.model_copy(update={k: v for k, v in given.items() if v is not None})
     as_device(settings.device)
+    if moves_every is not None and settings.moves is None:
+        raise FormatError(f"--moves-every {moves_every}: there are no learned moves; name their generator by --moves.")
+    if settings.moves is not None:
+        settings = settings.model_copy(update={"moves": _checkpoint_file(settings.moves)})
     system = load_system(config.system)
     output = output_file(output or _default_output(config, system))
     ensemble = simulate_to_file(system, settings, path=output)
@@ -88,9 +98,19 @@ def _configured(what: str) -> RunConfig:
     if "simulation" not in config.model_fields_set:
         raise FormatError(
             f"{what}: has no section `simulation`; give the system itself, e.g. `boltzflow simulate {config.system}`, "
-            "or add the section (keys: method, n, chains, stride, burn_in, max_temperature, keep, seed)."
+            f"or add the section (keys: {', '.join(SimulationConfig.model_fields)})."
         )
     return config
+
+
+def _checkpoint_file(moves: str) -> str:
+    path = Path(moves)
+    if not path.is_file() or path.suffix in {".yaml", ".yml"}:
+        try:
+            path = find_trained(moves).path
+        except UnknownNameError as error:
+            raise UnknownNameError(f"--moves {moves}: neither a run, a checkpoint nor a system; {error}") from None
+    return str(path.resolve())
 
 
 def _default_output(config: RunConfig, system: System) -> Path:
@@ -125,3 +145,8 @@ def _report(ensemble: Ensemble, output: Path, *, as_json: bool) -> None:
     if "swap_rates" in diagnostics:
         typer.echo(f"  swap rates           {' '.join(f'{rate:.2f}' for rate in diagnostics['swap_rates'])}")
         typer.echo(f"  round trips          {diagnostics['round_trips']}")
+    if "moves" in diagnostics:
+        rate = diagnostics["acceptance"][diagnostics["kernels"].index("LearnedMove")][0]
+        each = rate * diagnostics["n_sweeps"] / diagnostics["moves"]["every"]
+        accepted = f"{rate:.2%} accepted at {ensemble.temperature:g} K, {each:.1f} on every ladder"
+        typer.echo(f"  learned moves        {accepted}{'' if each >= 1 else ': of no use here, leave them out'}")

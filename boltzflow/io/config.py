@@ -118,6 +118,10 @@ class SimulationConfig(_Section):
     keep: Literal["cold", "all"] = Field(
         "cold", description="PT: frames of the system's temperature, or of all, weighted by MBAR."
     )
+    moves: str | None = Field(
+        None, description="PT: run folder or checkpoint of a generator of this system that proposes moves."
+    )
+    moves_every: int = Field(5, ge=1, description="PT: sweeps between learned moves.")
     seed: int | None = Field(None, ge=0, description="Random by default; recorded.")
     device: str = "cpu"
 
@@ -144,9 +148,9 @@ class RunConfig(_Section):
 def load_config(path: str | Path, *, overrides: list[str] | None = None) -> RunConfig:
     """Read a run from YAML.
 
-    Relative paths in `system`, `objective.data` and `analysis.reference` mean the folder of the YAML file if they exist
-    there, and the working directory otherwise; one that starts with a dot and exists in neither means the former. A
-    bare word in `system` is never a path.
+    Relative paths in `system`, `simulation.moves`, `objective.data` and `analysis.reference` mean the folder of the
+    YAML file if they exist there, and the working directory otherwise; one that starts with a dot and exists in neither
+    means the former. A bare word in `system` is never a path.
 
     Args:
         path: YAML file.
@@ -188,7 +192,7 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the paths of a run absolute that are relative to the folder of its file."""
     if isinstance(values.get("system"), str):
         values["system"] = _resolved_system(values["system"], folder)
-    for section, key in (("objective", "data"), ("analysis", "reference")):
+    for section, key in (("simulation", "moves"), ("objective", "data"), ("analysis", "reference")):
         node = values.get(section)
         if isinstance(node, dict) and isinstance(node.get(key), str):
             node[key] = _resolved(node[key], folder)

@@ -1,6 +1,7 @@
 """Chains that sample a Target at equilibrium: batched parallel tempering, and plain molecular dynamics as the check."""
 
 from boltzflow.simulation.diagnostics import entries, independent_visits, series_diagnostics, split_r_hat
+from boltzflow.simulation.learned_move import LearnedMove
 from boltzflow.simulation.molecule import molecule_kernels, single_bond_axes, soft_axes
 from boltzflow.simulation.parallel_tempering import ParallelTempering, TemperedRows
 from boltzflow.simulation.relaxation import relax
@@ -9,6 +10,7 @@ from boltzflow.simulation.result import ChainResult
 
 __all__ = [
     "ChainResult",
+    "LearnedMove",
     "MixedRows",
     "ParallelTempering",
     "ReplicaExchange",

@@ -64,7 +64,8 @@ class ParallelTempering:
     A sweep applies every kernel once to every row and then tries to swap neighbouring temperatures, even and odd pairs
     in turn. A walker keeps its row (configuration, energy, force) and changes its temperature. Where a kernel has a
     `step_size`, `burn_in` adapts it for every temperature towards the kernel's `target_acceptance`; afterwards it is
-    frozen, so that the recorded chain has the exact stationary distribution.
+    frozen, so that the recorded chain has the exact stationary distribution. A kernel with `every` and `n_rungs`
+    (`LearnedMove`) is applied in every so many sweeps, and on so many of the lowest rungs.
 
     Args:
         target: Sampled at the first temperature, which must be its own.
@@ -164,7 +165,11 @@ class ParallelTempering:
         self._swaps, self._tried = zeros, zeros.clone()
         self._trips = torch.zeros((), dtype=torch.int64, device=self._device)
         self._accepted = torch.zeros(len(self.kernels), self.n_rungs, dtype=torch.float64, device=self._device)
+        self._applied = torch.zeros_like(self._accepted)
         self._counted = 0
+
+    def _counters(self) -> tuple[Tensor, ...]:
+        return self._swaps, self._tried, self._trips, self._accepted, self._applied
 
     def _rungs(self) -> dict[str, Any]:
         """What tells the rungs apart, in plain numbers."""
@@ -181,6 +186,13 @@ class ParallelTempering:
         run = self._run.at(self._level(rows))
         acceptance = torch.zeros_like(self._accepted)
         for i, kernel in enumerate(self.kernels):
+            if self._sweeps % getattr(kernel, "every", 1):
+                continue
+            n_rungs = min(getattr(kernel, "n_rungs", self.n_rungs), self.n_rungs)
+            self._applied[i, :n_rungs] += 1
+            if n_rungs < self.n_rungs:
+                acceptance[i] = self._step_lowest(kernel, rows, n_rungs)
+                continue
             if i in self.step_sizes:
                 kernel.step_size = self.step_sizes[i][rows]
             self._state = kernel.step(self._state, run)
@@ -191,6 +203,15 @@ class ParallelTempering:
         if self.n_rungs > 1:
             self._swap(self._sweeps % 2)
         return acceptance
+
+    def _step_lowest(self, kernel: MetropolisKernel, rows: Tensor, n_rungs: int) -> Tensor:
+        """A kernel on the walkers of the lowest rungs; returns its mean acceptance by rung, 0 elsewhere."""
+        low = rows < n_rungs
+        moved = kernel.step(self._state.index(low), self._run.at(self._level(rows[low])))
+        place = (low.cumsum(0) - 1).clamp(min=0)  # of every low row among them
+        self._state = moved.index(place).where(low, self._state)
+        acceptance = self._accepted.new_zeros(self.n_rungs)
+        return acceptance.index_add_(0, rows[low], kernel.last_acceptance / self.n_chains)
 
     def _exchange(self, parity: int) -> tuple[Tensor, Tensor]:
         """Walkers by rung after trial swaps of one parity, and which were accepted."""
@@ -333,7 +354,8 @@ class ParallelTempering:
             "n_sweeps": self._counted,
             "swap_rates": (self._swaps / self._tried.clamp(min=1)).tolist(),
             "round_trips": int(self._trips),
-            "acceptance": (self._accepted / max(self._counted, 1)).tolist(),
+            "kernels": [type(kernel).__name__ for kernel in self.kernels],
+            "acceptance": (self._accepted / self._applied.clamp(min=1)).tolist(),
             "step_sizes": {i: s.tolist() for i, s in self.step_sizes.items()},
             "seed": self.seed,
         }
@@ -358,7 +380,7 @@ class ParallelTempering:
             "walker_at": self._walker_at,
             "label": self._label,
             "step_sizes": dict(self.step_sizes),
-            "counters": [self._swaps.clone(), self._tried.clone(), self._trips.clone(), self._accepted.clone()],
+            "counters": [t.clone() for t in self._counters()],
             "sweeps": [self._sweeps, self._counted],
             "rng": self._run.rng.get_state(),
             "ledger": self.ledger.as_dict(),
@@ -382,7 +404,8 @@ class ParallelTempering:
         self._state = state.with_evaluation(self.target, evaluation)
         self._walker_at, self._label = saved["walker_at"], saved["label"]
         self.step_sizes = dict(saved["step_sizes"])
-        self._swaps, self._tried, self._trips, self._accepted = (t.clone() for t in saved["counters"])
+        for mine, counter in zip(self._counters(), saved["counters"], strict=True):
+            mine.copy_(counter)
         self._sweeps, self._counted = saved["sweeps"]
         self._run.rng.set_state(saved["rng"])
         for counter, values in zip(

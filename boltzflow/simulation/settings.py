@@ -1,11 +1,13 @@
 """How to simulate a molecule: the settings that a configuration leaves open follow from the number of dimensions."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from boltzflow.io.config import SimulationConfig
+from boltzflow.simulation.learned_move import LearnedMove
 from boltzflow.simulation.molecule import molecule_kernels
 from boltzflow.simulation.parallel_tempering import ParallelTempering
 
@@ -46,7 +48,15 @@ def complete(settings: SimulationConfig, *, dimension: int) -> SimulationConfig:
     Args:
         settings: As configured.
         dimension: Degrees of freedom of the system.
+
+    Raises:
+        ValueError: If learned moves are asked for in molecular dynamics.
     """
+    if settings.moves is not None and settings.method == "md":
+        raise ValueError(
+            f"simulation.moves ({settings.moves}): molecular dynamics has no learned moves, because they are "
+            "Metropolis-tested; use method pt, or leave them out."
+        )
     n = settings.n or 20_000
     if settings.method == "md":
         found = {"chains": 32, "stride": 1000, "burn_in": 10_000}
@@ -85,7 +95,7 @@ def n_sweeps(settings: SimulationConfig, *, dimension: int) -> int:
 
 
 def forces_per_sweep(system: "System", settings: SimulationConfig) -> int:
-    """Evaluations of energy and force in one sweep of parallel tempering over all walkers.
+    """Evaluations of energy and force in one sweep of parallel tempering over all walkers, without learned moves.
 
     Args:
         system: What is simulated.
@@ -103,18 +113,27 @@ def molecule_tempering(
 
     Args:
         system: What is simulated.
-        settings: Completed.
+        settings: Completed; `moves` is a checkpoint of this system, or a run folder.
         device: Where it runs.
         seed: Random by default.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        CheckpointMismatchError: If it belongs to another system.
     """
     target = system.target.to(device)
+    kernels = molecule_kernels(system.bonds, system.elements, positions=system.positions)
+    if settings.moves is not None:
+        path = Path(settings.moves)
+        generator = system.load_generator(
+            checkpoint=path / "checkpoint.pt" if path.is_dir() else path, dtype=torch.float64, device=device
+        )
+        kernels.append(LearnedMove(generator, every=settings.moves_every))
     return ParallelTempering(
         target,
         target.state(system.positions[None].to(device)),
         temperatures=ladder(system.temperature, settings.max_temperature, dimension=system.dimension),
         n_chains=settings.chains,
-        kernels=[
-            kernel.to(device) for kernel in molecule_kernels(system.bonds, system.elements, positions=system.positions)
-        ],
+        kernels=[kernel.to(device) for kernel in kernels],
         seed=seed,
     )

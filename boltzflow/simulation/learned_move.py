@@ -1,0 +1,97 @@
+"""Learned moves: configurations drawn by a trained generator, Metropolis-tested in a chain."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from boltzflow._typing import Float64, Tensor
+from boltzflow.io.provenance import method_names
+from boltzflow.run import Run
+from boltzflow.state import State
+from boltzflow.transitions.metropolis import MetropolisKernel, moves_centre
+
+if TYPE_CHECKING:
+    from boltzflow.generators.generator import Generator
+
+__all__ = ["LearnedMove"]
+
+
+class LearnedMove(MetropolisKernel):
+    """Propose y ~ q from a trained Generator whatever x is, and accept with min(1, exp(u(x) − u(y)) q(x) / q(y)).
+
+    Exact for any q: u is the energy of the row's own level, and a poor q costs acceptance only. A row where q vanishes
+    stays (other kernels move it); a proposal outside the generator's chart, or of which it gives no finite density, is
+    rejected. Both follow from detailed balance with the part of q that has a density. Where q is zero in a mode, this
+    kernel neither enters nor leaves it, so it belongs beside kernels that do.
+
+    In `ParallelTempering` it acts on the coldest rung by default. The generator was trained at one temperature; with q
+    exact there, the log-odds at T are about −(1 − T0/T)(T/T0 − 1) d/2 in d dimensions. With the shipped model of
+    alanine dipeptide 87 % of the moves are accepted at 300 K, 44 % at 365 K, 13 % at 444 K and 3 % at 540 K. The other
+    rungs receive by exchange what the coldest accepts.
+
+    Args:
+        generator: Bijective, of the dtype of the walkers (float64: its density enters the odds), and on the fields
+            and the measure of the Target that is sampled. Its density must not depend on what the Target's energy
+            does not depend on, such as the orientation of a molecule.
+        every: Sweeps of a simulation between calls.
+        n_rungs: Coldest rungs of every ladder that a simulation applies it to.
+        n_steps: Trials per call.
+        level: λ on the annealing path.
+
+    Raises:
+        TypeError: If the generator has a step that is not a Bijection, so that its density is unknown.
+
+    References:
+        Hastings, Biometrika 57, 97 (1970); Gabrié, Rotskoff, Vanden-Eijnden, PNAS 119, e2109420119 (2022).
+    """
+
+    def __init__(
+        self, generator: "Generator", *, every: int = 1, n_rungs: int = 1, n_steps: int = 1, level: float = 1.0
+    ) -> None:
+        super().__init__(n_steps=n_steps, level=level)
+        if not generator.is_bijective:
+            raise TypeError("LearnedMove: the generator has a step that is not a Bijection, so its density is unknown.")
+        if every < 1 or n_rungs < 1:
+            raise ValueError(f"LearnedMove: expected every >= 1 and n_rungs >= 1, got {every} and {n_rungs}.")
+        self.generator = generator
+        self.every, self.n_rungs = every, n_rungs
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds the references of the move and of its generator."""
+        return tuple(method_names("LearnedMove", self.generator))
+
+    def propose(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
+        """Draw every row anew."""
+        if self.generator.dtype != state.dtype:
+            raise ValueError(
+                f"LearnedMove: the generator computes in {self.generator.dtype}, the walkers in {state.dtype}; load it "
+                "with the dtype of the walkers."
+            )
+        before, _ = run.energy(state)
+        drawn, log_q_drawn = self._draw(len(state), run)
+        moved = {}
+        for name, y in drawn.items():
+            x = state[name]
+            # to the place of x, since some spaces have no translations and kernels leave the centre where it is
+            moved[name] = y if moves_centre(state.spaces[name]) else y + (x - y).mean(-2, keepdim=True)
+        trial = state.replace(**moved)
+        # with the force where the State carries one, so that a following gradient step needs no evaluation of its own
+        if any(e.force is not None for e in state.evaluations.values()):
+            after, _, trial = run.energy_and_force(trial)
+        else:
+            after, trial = run.energy(trial)
+        own = State({name: state[name] for name in drawn}, {name: state.spaces[name] for name in drawn})
+        log_q_own = self.generator.log_prob(own, context=run.context)
+        odds = before - after + log_q_own - log_q_drawn
+        return trial, torch.where(torch.isfinite(log_q_drawn), odds, -torch.inf)
+
+    def _draw(self, n: int, run: Run) -> tuple[dict[str, Tensor], Float64[Tensor, " batch"]]:
+        """Fields of n samples, and their log-density from the way forward: infinite for those without an image."""
+        here = run.at(None)
+        drawn = self.generator.base.sample(n, run.rng, run.context)
+        log_q = self.generator.base.log_prob(drawn, run.context)
+        for transition in self.generator.transitions:
+            drawn, ratio = transition(drawn, here)
+            log_q = log_q - ratio
+        return dict(drawn.fields), log_q
