@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from boltzflow.analysis.summary import summary
 from boltzflow.analysis.verdict import verdict
+from boltzflow.citation import cite
 from boltzflow.cli import simulate, train  # noqa: F401
 from boltzflow.cli.app import app
 from boltzflow.cli.common import is_shipped, run_folder
@@ -211,3 +212,75 @@ def test_help_names_the_defaults():
     text = " ".join(invoke("simulate", "--help").stdout.split())
     for default in ("(default: 20000)", "(default: 5 or 1000", "(default: 500 or 10000", "(default: 1.8)"):
         assert default in text
+
+
+def test_learned_moves_come_from_a_run_a_checkpoint_or_a_system(mine):
+    shipped = load_system("alanine_dipeptide").checkpoint_path
+    (mine.parent / "runs" / "x").mkdir(parents=True)
+    shutil.copy(shipped, "runs/x/checkpoint.pt")
+    short = ["-n", 24, "--chains", 12, "--burn-in", 5, "--stride", 2, "--seed", 1]
+    frames = []
+    for moves in ("runs/x", shipped, "alanine_dipeptide"):
+        result = invoke("simulate", "alanine_dipeptide", *short, "--moves", moves, "--moves-every", 2, "-o", "e.h5")
+        assert result.exit_code == 0, result.output
+        ensemble = Ensemble.load("e.h5")
+        frames.append(ensemble.samples["positions"])
+    assert np.array_equal(frames[0], frames[1])
+    assert np.array_equal(frames[0], frames[2])
+    found = ensemble.provenance.extra["simulation"]
+    assert found["moves"] == {"source": str(shipped.resolve()), "every": 2}
+    accepted = found["acceptance"][found["kernels"].index("LearnedMove")]
+    assert 0.5 < accepted[0] < 1
+    assert set(accepted[1:]) == {0.0}
+    assert f"learned moves        {accepted[0]:.2%} accepted at 300 K, {2 * accepted[0]:.1f} on every" in result.stdout
+    assert {"LearnedMove", "SplineCoupling", "SelfWeightedKL"} <= set(ensemble.provenance.methods)
+    # one of three sweeps a call, of the cold walkers only
+    sweeps, per_sweep = 5 + 2 * 2, 4 * 12 * (5 + 5 + 1)
+    relaxed = invoke("simulate", "alanine_dipeptide", *short, "-o", "plain.h5")
+    assert relaxed.exit_code == 0, relaxed.output
+    without = Ensemble.load("plain.h5").provenance
+    assert "LearnedMove" not in without.methods
+    assert without.n_force > sweeps * per_sweep
+    assert ensemble.provenance.n_force - without.n_force == 12 * 5
+    assert ensemble.provenance.n_energy == ensemble.provenance.n_force
+
+
+def test_a_run_names_learned_moves_relative_to_its_file(mine):
+    shutil.copy(load_system("alanine_dipeptide").checkpoint_path, "mine/model.pt")
+    write("moved", {"system": "..", "simulation": {**SIMULATION, "moves": "../model.pt", "moves_every": 3}})
+    result = invoke("simulate", "mine/recipes/moved.yaml", "-n", 48, "-o", "e.h5", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["moves"] == {"source": str(mine / "model.pt"), "every": 3}
+    assert "gabrie2022" in cite("mine/recipes/moved.yaml")
+    assert "gabrie2022" in cite("e.h5")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--moves", "runs/none"], "neither a run, a checkpoint nor a system"),
+        (["--moves", "mine"], "no trained checkpoint"),
+        (["--moves", "alanine_dipeptide", "--method", "md"], "molecular dynamics has no learned moves"),
+        (["--moves-every", 3], "name their generator by --moves"),
+        (["--moves", "alanine_dipeptide", "--moves-every", 0], "--moves-every: expected a number >= 1"),
+        (["--moves", "mine/topology.pdb"], "checkpoint"),
+    ],
+)
+def test_learned_moves_that_cannot_be_made_are_refused(mine, options, message):
+    result = invoke("simulate", "mine", *options, "-n", 8, "--chains", 4)
+    assert result.exit_code != 0
+    assert message in result.output
+    assert not (mine / "data" / "reference.h5").exists()
+
+
+def test_learned_moves_of_another_system_are_refused(mine):
+    system = (
+        (mine / "system.xml")
+        .read_text()
+        .replace('mass="1.008"', 'mass="1.009"')
+        .replace('mass="12.01"', 'mass="12.02"')
+    )
+    (mine / "system.xml").write_text(system)
+    result = invoke("simulate", "mine", "--moves", "alanine_dipeptide", "-n", 8, "--chains", 4)
+    assert result.exit_code != 0
+    assert "trained for system 'alanine_dipeptide'" in result.output

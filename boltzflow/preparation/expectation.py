@@ -1,5 +1,7 @@
 """What quality to expect at a size, from what was measured with this package, and where that is extrapolated."""
 
+import math
+
 from boltzflow.preparation.recipes import SMALL
 from boltzflow.simulation.settings import LARGE
 
@@ -7,6 +9,8 @@ __all__ = ["expectation"]
 
 REFERENCE_DIMENSION, REFERENCE_ESS = 60, 0.92
 """The shipped checkpoint of alanine dipeptide, see docs/results.md."""
+REFERENCE_ACCEPTANCE = 0.87
+"""Of that checkpoint's configurations as moves at 300 K, see benchmarks/learned_moves.py."""
 LIKELIHOOD_ESS = 0.47
 """After the recipe "likelihood" as it is written for alanine dipeptide, seed 1, 20 000 samples."""
 
@@ -37,7 +41,16 @@ def expectation(dimension: int, *, torch_forces: bool = True) -> list[str]:
             "How long parallel tempering takes to converge at this size was not measured. Side chains and local motion "
             "come first; folding takes longer than the recipe. Look at R-hat and round trips before you believe an "
             "average.",
+            "A flow's configurations as moves in it (`simulate --moves`) stay exact, but their acceptance falls "
+            "exponentially with the dimension as well: they are for small molecules.",
         ]
+    # log-weights of variance −log ESS, Gaussian: the odds of a move have twice that variance and minus it as mean
+    rare, frequent = (math.erfc(math.sqrt(-math.log(ess)) / 2) for ess in (low, high))
+    moves = (
+        "A trained flow can also propose moves in parallel tempering (`simulate --moves`), which is exact without "
+        f"weights. Measured on alanine dipeptide: {REFERENCE_ACCEPTANCE:.0%} accepted with the shipped checkpoint; at "
+        f"the two errors per coordinate above, {rare:.0%} to {frequent:.0%} in {dimension} dimensions."
+    )
     if dimension > SMALL:
         return [
             measured,
@@ -45,6 +58,7 @@ def expectation(dimension: int, *, torch_forces: bool = True) -> list[str]:
             "extrapolated: the variance of the log-weights grows about linearly with the dimension. Nothing of this "
             "size was measured, and each coordinate is harder to learn in a larger molecule: expect less, and compare "
             "with parallel tempering, which is one of the recipes.",
+            moves,
         ]
     text = (
         f"At the same error per coordinate that would be {low:.0%} and {high:.0%} in {dimension} dimensions; "
@@ -52,4 +66,9 @@ def expectation(dimension: int, *, torch_forces: bool = True) -> list[str]:
         if dimension > REFERENCE_DIMENSION
         else "Smaller molecules of the same kind should do as well."
     )
-    return [measured, text, "Rings, and groups that are joined only by weak interactions, are harder than chains."]
+    return [
+        measured,
+        text,
+        moves,
+        "Rings, and groups that are joined only by weak interactions, are harder than chains.",
+    ]

@@ -174,6 +174,14 @@ def _parallel_tempering(system: System) -> str:
         if large
         else "if one ensemble is all you need; a trained flow pays when you need many."
     )
+    moves = (
+        "Moves that a trained flow proposes (simulation.moves) are no help at this size: their acceptance falls "
+        "exponentially with the dimension, too."
+        if large
+        else "Once a flow is trained, it can propose moves; that is exact whatever the flow is worth, and the "
+        f"acceptance is printed:\n  boltzflow simulate {name}/recipes/parallel_tempering.yaml --moves "
+        f"runs/{name}-likelihood -o ensemble.h5"
+    )
     head = _commented(
         f"{system.name}, {system.dimension} dimensions: parallel tempering, {why} Frames of all temperatures are kept "
         f"and weighted for {system.temperature:g} K by MBAR.",
@@ -184,6 +192,7 @@ def _parallel_tempering(system: System) -> str:
         "  boltzflow report ensemble.h5 -o report.html",
         "Believe it when R-hat of the energy is below 1.01 and walkers make round trips on every ladder: folding takes "
         "longer than any of these runs, and states that no ladder reached are not in the error bars.",
+        moves,
     )
     return (
         head

@@ -148,10 +148,20 @@ def test_simulation_section_is_checked(recipe):
     recipe.write_text("system: dw4\nsimulation: {method: pt, keep: all, chains: 8}\n")
     found = load_config(recipe).simulation
     assert (found.method, found.keep, found.chains, found.stride) == ("pt", "all", 8, None)
-    for text, message in (("keep: some", "keep"), ("chains: 0", "chains"), ("max_temperature: 0.5", "max_temperature")):
+    for text, message in (
+        ("keep: some", "keep"),
+        ("chains: 0", "chains"),
+        ("moves_every: 0", "moves_every"),
+        ("max_temperature: 0.5", "max_temperature"),
+    ):
         recipe.write_text(f"system: dw4\nsimulation: {{{text}}}\n")
         with pytest.raises(FormatError, match=message):
             load_config(recipe)
+    recipe.write_text("system: dw4\nsimulation: {moves: ../data/frames.h5, moves_every: 2}\n")
+    (recipe.parent.parent / "data").mkdir(exist_ok=True)
+    (recipe.parent.parent / "data" / "frames.h5").touch()
+    found = load_config(recipe).simulation
+    assert (found.moves, found.moves_every) == (str(recipe.parent.parent / "data" / "frames.h5"), 2)
     recipe.write_text("system: dw4\nsimulation: {burnin: 5}\n")
     with pytest.raises(UnknownNameError, match="burn_in"):
         load_config(recipe)

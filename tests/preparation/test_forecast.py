@@ -128,3 +128,16 @@ def test_expectations_fit_the_size(dimension):
     assert ("92%" in text) == (dimension <= 250)  # what was measured says nothing about larger ones
     if 60 < dimension <= 250:
         assert f"{math.exp(math.log(0.92) * dimension / 60):.0%} in {dimension} dimensions" in text
+    assert "--moves" in text
+    assert ("they are for small molecules" in text) == (dimension > 250)
+
+
+def test_expected_acceptance_of_moves_is_that_of_gaussian_log_weights():
+    rng = torch.Generator().manual_seed(1)
+    accepted = []
+    for ess in (0.47**1.5, 0.92**1.5):
+        sigma = math.sqrt(-math.log(ess))
+        # log-weights under the target have the mean σ²/2, under the model −σ²/2
+        own, drawn = (s * sigma**2 / 2 + sigma * torch.randn(400_000, generator=rng) for s in (1, -1))
+        accepted.append(f"{float((drawn - own).clamp(max=0).exp().mean()):.0%}")
+    assert f"{accepted[0]} to {accepted[1]} in 90 dimensions" in " ".join(expectation(90))

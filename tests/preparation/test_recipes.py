@@ -59,6 +59,7 @@ def test_comments_hold_the_commands_with_the_name_of_the_folder(system):
     assert "#   boltzflow simulate mine/recipes/likelihood.yaml\n" in texts["likelihood"]
     assert "#   boltzflow train mine/recipes/likelihood.yaml\n" in texts["likelihood"]
     assert "--initial runs/mine-likelihood/checkpoint.pt" in texts["self_weighted"]
+    assert "--moves runs/mine-likelihood -o ensemble.h5\n" in texts["parallel_tempering"]
     for text in texts.values():
         assert max(map(len, text.splitlines())) <= 120
         assert "Cost: " in text
