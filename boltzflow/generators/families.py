@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from boltzflow.coordinates import InternalDomain
+from boltzflow.errors import UnsupportedForceError
 from boltzflow.generators.generator import Generator
 from boltzflow.io.config import GeneratorConfig
 from boltzflow.run import make_rng
@@ -78,6 +79,12 @@ def internal_spline_flow(system: "System", config: GeneratorConfig) -> Generator
 
 def _domain(system: "System") -> InternalDomain:
     potential = system.potential
+    if potential.periodic or potential.sites is not None:
+        what = "is in a periodic box" if potential.periodic else "has virtual sites"
+        raise UnsupportedForceError(
+            f"system {system.name} {what}, and a flow over internal coordinates is of one molecule without: rotations "
+            "would change the energy, or sites have coordinates. Simulate it, or use a System without them"
+        )
     bonds, angles, torsions = potential.bonds, potential.angles, potential.torsions
 
     def rows(*columns: torch.Tensor) -> list[tuple]:

@@ -26,7 +26,8 @@ class MoleculeTarget(Target):
     """u = U/kT of a molecule, zero density outside its stereochemical sector.
 
     The measure is Lebesgue on Cartesian positions modulo rigid motions, in nm: with internal coordinates q,
-    Z = ∫ exp(−u) |∂x/∂q| dq, without the factor 8π²V of orientations and translations.
+    Z = ∫ exp(−u) |∂x/∂q| dq, without the factor 8π²V of orientations and translations. In a periodic box rotations
+    change the energy, and the measure is Lebesgue modulo translations alone. Virtual sites have no density of their own.
 
     Args:
         potential: Module, (batch, n_atoms, 3) nm → (batch,) kJ/mol, with `energy_and_force`.
@@ -57,7 +58,12 @@ class MoleculeTarget(Target):
         origin: Sequence[str] = (),
         name: str = "molecule",
     ) -> None:
-        super().__init__({"positions": Space("line", (n_atoms, 3), dimension=max(3 * n_atoms - 6, 1))}, name=name)
+        # A box keeps translations as the only rigid motions; virtual sites follow their parents.
+        periodic, sites = getattr(potential, "periodic", False), getattr(potential, "sites", None)
+        free = 3 * (n_atoms - (0 if sites is None else len(sites))) - (3 if periodic else 6)
+        super().__init__({"positions": Space("line", (n_atoms, 3), dimension=max(free, 1))}, name=name)
+        if periodic:
+            self.measure = "cartesian modulo translations"
         self.potential = potential
         self.n_atoms = n_atoms
         self.temperature = as_temperature(temperature)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from boltzflow.errors import UnsupportedForceError
 from boltzflow.generators.families import build_generator
 from boltzflow.io.config import GeneratorConfig
 from boltzflow.preparation import prepare
@@ -50,3 +51,12 @@ def test_the_map_to_positions_is_inverted_and_closes_its_ratio(case):
     assert torch.isfinite(ratio).all()
     assert (ratio + opposite).abs().max() < 1e-9
     assert (back["q"] - state["q"]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("what", ["periodic", "sites"])
+def test_boxes_and_virtual_sites_are_refused(case, monkeypatch, what):
+    system, _ = case
+    monkeypatch.setattr(type(system.potential), what, property(lambda self: what))
+    expected = {"periodic": "is in a periodic box", "sites": "has virtual sites"}[what]
+    with pytest.raises(UnsupportedForceError, match=f"system {system.name} {expected}"):
+        build_generator(system, GeneratorConfig(family="internal_spline_flow"))

@@ -164,3 +164,26 @@ def test_a_generator_draws_from_it(potential):
     ensemble = Generator(base, []).sample(200, make(potential, sector=handed), seed=1)
     assert ensemble.provenance.ledger["energy"] == {"chain": 200}
     assert np.isfinite(ensemble.log_weights).all()
+
+
+def test_a_periodic_box_keeps_translations_alone():
+    """And virtual sites have no coordinates of their own."""
+    system = make_system()
+    nonbonded = system.getForce(3)
+    nonbonded.setNonbondedMethod(nonbonded.Ewald)
+    nonbonded.setCutoffDistance(0.7)
+    system.setDefaultPeriodicBoxVectors(*(1.5 * np.eye(3)))
+    target = make(from_openmm(system).compiled())
+    assert target.dimension == 3 * N - 3
+    assert target.measure == "cartesian modulo translations"
+    state = target.state(frames())
+    u, force = target.energy_and_force(state)
+    torch.testing.assert_close(u, target.potential(frames()) / kT(300.0))
+    moved = target.state(frames() + torch.tensor([0.4, 3.0, -2.0], dtype=torch.float64))
+    torch.testing.assert_close(target.reduced_energy(moved), u, rtol=1e-9, atol=1e-9)
+    assert force["positions"].sum(1).abs().max() < 1e-6
+    system = make_system()
+    system.addParticle(0.0)
+    system.getForce(3).addParticle(0.0, 0.3, 0.0)
+    system.setVirtualSite(N, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
+    assert make(from_openmm(system), n_atoms=N + 1).dimension == 3 * N - 6
