@@ -27,7 +27,7 @@ class MoleculeTarget(Target):
 
     The measure is Lebesgue on Cartesian positions modulo rigid motions, in nm: with internal coordinates q,
     Z = ∫ exp(−u) |∂x/∂q| dq, without the factor 8π²V of orientations and translations. In a periodic box rotations
-    change the energy, and the measure is Lebesgue modulo translations alone. Virtual sites have no density of their own.
+    change the energy, and the measure is Lebesgue modulo translations alone. Virtual sites add nothing to either.
 
     Args:
         potential: Module, (batch, n_atoms, 3) nm → (batch,) kJ/mol, with `energy_and_force`.

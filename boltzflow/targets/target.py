@@ -22,7 +22,7 @@ class Target(torch.nn.Module, abc.ABC):
         fields: Name to `Space` of the fields it reads; a State may hold others, which it ignores.
         log_z: log ∫ exp(−u) over its measure; None = unknown.
         measure: Reference measure of the density: "lebesgue", "mean-free", "torus", "cartesian modulo rigid motions",
-            "haar", "counting" or a product of those.
+            "cartesian modulo translations", "haar", "counting" or a product of those.
     """
 
     name: str = "target"
