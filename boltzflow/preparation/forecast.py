@@ -9,7 +9,7 @@ import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -219,7 +219,7 @@ def _torch_forces(system: System, device: torch.device | str) -> list[ForceTimin
     on_cpu = torch.device(device).type == "cpu"
     timings = []
     for dtype in (torch.float64, torch.float32):
-        potential = (system.potential if dtype == system.dtype else _at(system, dtype)).to(device)
+        potential = (system if dtype == system.dtype else replace(system, dtype=dtype)).potential.to(device)
         for threads in sorted({1, _cores()}) if on_cpu else (1,):
             with _threads(threads):
                 for batch in BATCHES:
@@ -232,10 +232,6 @@ def _torch_forces(system: System, device: torch.device | str) -> list[ForceTimin
                     if seconds * batch > BUDGET / 4:  # larger batches take longer, and not less for a conformation
                         break
     return timings
-
-
-def _at(system: System, dtype: torch.dtype) -> torch.nn.Module:
-    return System(system.folder, system.definition, system.temperature, dtype).potential
 
 
 def _openmm_forces(system: System) -> list[ForceTiming]:
@@ -334,7 +330,7 @@ def _training_step(
     dtype = getattr(torch, settings.dtype)
     with _threads(settings.threads):
         generator = build_generator(system, config.generator, dtype=dtype, device=device)
-        target = System(system.folder, system.definition, system.temperature, dtype).target.to(device)
+        target = replace(system, dtype=dtype).target.to(device)
         rows = system.positions[None] if walkers is None else walkers.cpu()
         objective = build_objective(generator, target, config.objective)
         trainer = Trainer(objective, settings, data=State({"positions": rows.to(device, dtype)}, target.fields))

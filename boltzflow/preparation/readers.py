@@ -231,22 +231,18 @@ def read_forcefield(files: Sequence[str]) -> Any:
     """
     from openmm import app
 
-    shipped = Path(app.__file__).parent / "data"
-    for file in files:
-        if not Path(file).is_file() and not (shipped / file).is_file():
-            known = [p.relative_to(shipped).as_posix() for p in shipped.rglob("*.xml")]
-            try:
-                app.ForceField(file)  # other packages register folders of force fields with OpenMM
-            except Exception:
-                hint = nearest(file, known)
-                raise UnknownNameError(
-                    f"force field {file!r}: neither a file nor shipped with OpenMM; {hint}"
-                ) from None
     try:
         return app.ForceField(*files)
     except ParseError as error:
         raise FormatError(f"force field {' + '.join(files)}: not XML: {error}.") from None
     except Exception as error:  # OpenMM raises anything here
+        shipped = Path(app.__file__).parent / "data"
+        for file in files:
+            if f'Could not locate file "{file}"' in str(error):
+                hint = nearest(file, [p.relative_to(shipped).as_posix() for p in shipped.rglob("*.xml")])
+                raise UnknownNameError(
+                    f"force field {file!r}: neither a file nor shipped with OpenMM; {hint}"
+                ) from None
         detail = f"{type(error).__name__}: {error}"
         raise FormatError(f"force field {' + '.join(files)}: OpenMM cannot load it ({detail}).") from None
 

@@ -25,9 +25,8 @@ class LearnedMove(MetropolisKernel):
     kernel neither enters nor leaves it, so it belongs beside kernels that do.
 
     In `ParallelTempering` it acts on the coldest rung by default. The generator was trained at one temperature; with q
-    exact there, the log-odds at T are about −(1 − T0/T)(T/T0 − 1) d/2 in d dimensions. With the shipped model of
-    alanine dipeptide 86 % of the moves are accepted at 300 K, 44 % at 365 K, 13 % at 444 K and 3 % at 540 K. The other
-    rungs receive by exchange what the coldest accepts.
+    exact there, the log-odds at T are about −(1 − T0/T)(T/T0 − 1) d/2 in d dimensions, so that few moves are accepted
+    at higher ones. The other rungs receive by exchange what the coldest accepts.
 
     Args:
         generator: Bijective, of the dtype of the walkers (float64: its density enters the odds), and on the fields
