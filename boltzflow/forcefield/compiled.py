@@ -1,5 +1,6 @@
 """The fast twin of a force field: energy and force in one compiled pass on the CPU."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.forcefield.cached_force import energy_with_force
 from boltzflow.forcefield.kernel import DTYPES, Kernel, library
 from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField, TorsionParameters
+from boltzflow.forcefield.term import tracked
 from boltzflow.forcefield.virtual_sites import VirtualSites
 
 __all__ = ["CompiledForceField"]
@@ -37,6 +39,7 @@ class CompiledForceField(nn.Module):
         super().__init__()
         self.eager = eager
         self._kernel: Kernel | None = None
+        self._tracked = tracked(*eager.buffers())
         library()
 
     @property
@@ -95,11 +98,33 @@ class CompiledForceField(nn.Module):
         """See `ForceField`."""
         return self.eager.sites
 
+    def parameter_tensors(self) -> dict[str, Tensor]:
+        """See `ForceField.parameter_tensors`."""
+        return self.eager.parameter_tensors()
+
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "CompiledForceField":
+        """See `ForceField.with_parameters`."""
+        return CompiledForceField(self.eager.with_parameters(parameters))
+
     def forward(
-        self, positions: Float[Tensor, "batch n_atoms 3"], box: Float[Tensor, "*batch 3 3"] | None = None
-    ) -> Float64[Tensor, "batch"]:
-        """Return energies in kJ/mol at positions in nm; see `ForceField.forward`."""
-        return energy_with_force(self, positions) if box is None else self.eager(positions, box)
+        self,
+        positions: Float[Tensor, "batch n_atoms 3"],
+        box: Float[Tensor, "*batch 3 3"] | None = None,
+        *,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> Float64[Tensor, "*n_states batch"]:
+        """Return energies in kJ/mol at positions in nm; see `ForceField.forward`.
+
+        Where a gradient with respect to a parameter is asked for, the eager twin evaluates.
+        """
+        followed = self._tracked or tracked(*(parameters or {}).values())
+        if box is not None or (followed and torch.is_grad_enabled()):
+            return self.eager(positions, box, parameters=parameters)
+        if not parameters:
+            return energy_with_force(self, positions)
+        states, several = self.eager._states(parameters)
+        energies = torch.stack([CompiledForceField(state)(positions) for state in states])
+        return energies if several else energies[0]
 
     def differentiable(self, positions: Float[Tensor, "batch n_atoms 3"]) -> Float64[Tensor, "batch"]:
         """Return the energies of the eager twin, differentiable to any order."""

@@ -8,7 +8,6 @@ import torch
 from boltzflow._typing import Float, Int, Tensor
 from boltzflow.forcefield.nonbonded import Nonbonded
 from boltzflow.forcefield.registry import tensor
-from boltzflow.forcefield.term import pair_rows
 
 __all__ = ["recognise_bonds", "recognise_pairs"]
 
@@ -22,19 +21,22 @@ def _text(force: Any) -> str:
 
 
 def _term(
-    rows: Int[Tensor, "n"], sigma: Float[Tensor, "n"], epsilon: Float[Tensor, "n"], dtype: torch.dtype
-) -> Nonbonded:
+    pairs: Int[Tensor, "n 2"], sigma: Float[Tensor, "n"], epsilon: Float[Tensor, "n"], n_atoms: int, dtype: torch.dtype
+) -> Nonbonded | None:
+    """Return the pairs as exceptions among atoms that do not interact otherwise, or None where one is there twice."""
     active = epsilon != 0
-    rows, sigma, epsilon = rows[active], sigma[active].to(dtype), epsilon[active].to(dtype)
+    if len(pairs[active].sort(1).values.unique(dim=0)) != int(active.sum()):
+        return None
+    none = torch.zeros(n_atoms, dtype=dtype)
     return Nonbonded(
-        pairs=rows,
-        qq=torch.zeros_like(epsilon),
-        sigma=sigma,
-        epsilon=epsilon,
-        exception=torch.zeros(len(rows), dtype=torch.bool),
+        charge=none,
+        sigma=none,
+        epsilon=none,
+        exceptions=pairs[active],
+        exception_parameters=torch.stack([torch.zeros_like(sigma), sigma, epsilon], 1)[active].to(dtype),
+        dielectric=torch.ones((), dtype=dtype),
         cutoff=0.0,
         switch=0.0,
-        dielectric=1.0,
     )
 
 
@@ -69,7 +71,7 @@ def recognise_pairs(force: Any, pairs: Int[Tensor, "n_pairs 2"], n_atoms: int, d
     if not (none | ((a > 0) & (b > 0))).all():  # repulsion or attraction alone is no Lennard-Jones interaction
         return None
     a, b = a.where(~none, 1.0), b.where(~none, 0.0)
-    return _term(pair_rows(*pairs.T, n_atoms), (a / b.where(~none, 1.0)) ** (1 / 6), b * b / (4 * a), dtype)
+    return _term(pairs, (a / b.where(~none, 1.0)) ** (1 / 6), b * b / (4 * a), n_atoms, dtype)
 
 
 def recognise_bonds(force: Any, n_atoms: int, dtype: torch.dtype) -> Nonbonded | None:
@@ -89,4 +91,4 @@ def recognise_bonds(force: Any, n_atoms: int, dtype: torch.dtype) -> Nonbonded |
     values = dict(zip(names, tensor([bond[2] for bond in bonds], torch.float64, (2,)).T, strict=True))
     if not (values["sigma"] >= 0).all():
         return None
-    return _term(pair_rows(*atoms.T, n_atoms), values["sigma"], float(match[1]) / 4 * values["epsilon"], dtype)
+    return _term(atoms, values["sigma"], float(match[1]) / 4 * values["epsilon"], n_atoms, dtype)

@@ -7,7 +7,7 @@ import torch
 
 from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.forcefield.registry import register_force, tensor
-from boltzflow.forcefield.term import COULOMB, Term, all_pairs, pair_distances
+from boltzflow.forcefield.term import COULOMB, Term, all_pairs, pair_distances, tracked
 
 __all__ = ["OBC1", "OBC2", "GeneralizedBorn"]
 
@@ -43,15 +43,15 @@ class GeneralizedBorn(Term):
         self,
         *,
         charge: Float[Tensor, "n_atoms"],
-        offset_radius: Float[Tensor, "n_atoms"],
         radius: Float[Tensor, "n_atoms"],
-        scaled_radius: Float[Tensor, "n_atoms"],
+        scale: Float[Tensor, "n_atoms"],
         coefficients: Float[Tensor, "n_atoms 3"],
         kind: Int[Tensor, "n_atoms"],
         neck: Float[Tensor, "n_kinds n_kinds 2"],
+        prefactor: Float[Tensor, ""],
+        surface: Float[Tensor, ""],
+        offset: float,
         reach: float,
-        prefactor: float,
-        surface: float,
         engulfed: bool,
         cutoff: float,
         periodic: bool = False,
@@ -60,16 +60,16 @@ class GeneralizedBorn(Term):
 
         Args:
             charge: in elementary charges.
-            offset_radius: rho in nm, radius minus an offset.
-            radius: R in nm.
-            scaled_radius: s in nm, the descreening radius of each atom.
+            radius: R in nm; rho is radius - offset.
+            scale: the descreening radius s of each atom is scale * rho.
             coefficients: alpha, beta and gamma of each atom; beta enters with a minus sign.
             kind: of each atom, for ``neck``.
             neck: centre (nm) and height (1/nm) of the neck that an atom of one kind (row) gets from one of another
                 (column); empty in the models without necks.
-            reach: of the necks in nm, beyond both radii.
             prefactor: Coulomb constant times (1/solute - 1/solvent dielectric), kJ/mol nm.
             surface: coefficient of the ACE term in kJ/mol/nm^2, 0 without it.
+            offset: in nm.
+            reach: of the necks in nm, beyond both radii.
             engulfed: whether an atom inside the descreening sphere of another gets the extra 1/rho - 1/L: GBSAOBCForce
                 has it, the CustomGBForce of openmm.app has not.
             cutoff: in nm, 0 without one: pairs beyond it do not descreen, and within it 1/f is 1/f - 1/cutoff.
@@ -78,21 +78,24 @@ class GeneralizedBorn(Term):
         super().__init__(
             {
                 "charge": charge,
-                "offset_radius": offset_radius,
                 "radius": radius,
-                "scaled_radius": scaled_radius,
+                "scale": scale,
                 "coefficients": coefficients,
                 "kind": kind,
                 "neck": neck,
+                "prefactor": prefactor,
+                "surface": surface,
             },
+            offset=offset,
             reach=reach,
-            prefactor=prefactor,
-            surface=surface,
             engulfed=engulfed,
             cutoff=cutoff,
             periodic=periodic,
         )
         self.register_buffer("ij", all_pairs(len(charge)).to(charge.device), persistent=False)
+        self.register_buffer("offset_radius", radius - offset, persistent=False)
+        self.register_buffer("scaled_radius", scale * (radius - offset), persistent=False)
+        self._has_surface = tracked(surface) or bool(surface != 0)
 
     def necks(self, target: Int[Tensor, "n"], source: Int[Tensor, "n"]) -> Float[Tensor, "3 n"]:
         """Return reach, centre and height of the necks that the atoms ``target`` get from the atoms ``source``."""
@@ -149,10 +152,10 @@ class GeneralizedBorn(Term):
         pairs = ((self.charge[i] * self.charge[j])[:, None] * inverse_f).sum(0, dtype=torch.float64)
         inverse_born = born.reciprocal()
         own = (0.5 * self.charge.square()[:, None] * inverse_born).sum(0, dtype=torch.float64)
-        energy = -self.options["prefactor"] * (pairs + own)
-        if self.options["surface"]:
+        energy = -self.prefactor * (pairs + own)
+        if self._has_surface:
             area = (self.radius + PROBE_RADIUS).square()[:, None] * (self.radius[:, None] * inverse_born).pow(6)
-            energy = energy + self.options["surface"] * area.sum(0, dtype=torch.float64)
+            energy = energy + self.surface * area.sum(0, dtype=torch.float64)
         return energy
 
     @property
@@ -162,7 +165,7 @@ class GeneralizedBorn(Term):
             "GBn": len(self.neck) > 0,
             # only GBn2 has coefficients by element
             "GBn2": bool((self.coefficients != self.coefficients[:1]).any()),
-            "ACE surface area": self.options["surface"] != 0,
+            "ACE surface area": self._has_surface,
         }
         return ("GeneralizedBorn", *(name for name, used in parts.items() if used))
 
@@ -173,15 +176,17 @@ def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
     charge, radius, scale = particles.T
     return GeneralizedBorn(
         charge=charge.to(dtype),
-        offset_radius=(radius - DIELECTRIC_OFFSET).to(dtype),
         radius=radius.to(dtype),
-        scaled_radius=(scale * (radius - DIELECTRIC_OFFSET)).to(dtype),
+        scale=scale.to(dtype),
         coefficients=torch.tensor([OBC2] * len(charge), dtype=dtype).reshape(-1, 3),
         kind=torch.zeros(len(charge), dtype=torch.int64),
         neck=torch.zeros(0, 0, 2, dtype=dtype),
+        prefactor=torch.tensor(
+            COULOMB * (1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric()), dtype=dtype
+        ),
+        surface=4 * math.pi * tensor([force.getSurfaceAreaEnergy()], dtype)[0],
+        offset=DIELECTRIC_OFFSET,
         reach=0.0,
-        prefactor=COULOMB * (1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric()),
-        surface=4 * math.pi * tensor([force.getSurfaceAreaEnergy()], torch.float64).item(),
         engulfed=True,
         cutoff=0.0 if force.getNonbondedMethod() == force.NoCutoff else force.getCutoffDistance()._value,
         periodic=force.usesPeriodicBoundaryConditions(),

@@ -137,7 +137,7 @@ def _disjoint(terms: list[Nonbonded]) -> bool:
     """Whether the terms are one, or without cutoff and without a pair of atoms that two of them let interact."""
     if len(terms) > 1 and any(term.options["cutoff"] for term in terms):
         return False
-    pairs = torch.cat([term.pairs[term.epsilon != 0] for term in terms])
+    pairs = torch.cat([term.pairs[term.pair_epsilon != 0] for term in terms])
     return len(pairs.unique()) == len(pairs)
 
 
@@ -212,7 +212,9 @@ class Kernel:
             tensors["map_atoms"] = torch.cat([term.atoms, term.first_cell, term.size], 1)
             tensors["map"] = term.coefficients
         if Nonbonded in taken:
-            pairs, qq, sigma, epsilon, exempt = joined(Nonbonded, ("pairs", "qq", "sigma", "epsilon", "exception"))
+            pairs, qq, sigma, epsilon, exempt = joined(
+                Nonbonded, ("pairs", "qq", "pair_sigma", "pair_epsilon", "exempt")
+            )
             # At most one of the terms has a Lennard-Jones interaction for a pair, so that sums are its parameters.
             sigma = torch.where(epsilon != 0, sigma, 0)
             rows = torch.stack([qq, sigma, 4 * epsilon, (~exempt).to(qq)], 1)
@@ -221,12 +223,13 @@ class Kernel:
             term = taken[Nonbonded][0]
             if cutoff := term.options["cutoff"]:
                 numbers |= {"cutoff": cutoff, "switching": term.options["switch"] or _FAR}
-                numbers["field"], numbers["shift"] = term.reaction_field()
+                numbers["field"], numbers["shift"] = (float(value) for value in term.reaction_field())
         if GeneralizedBorn in taken:
             (term,) = taken[GeneralizedBorn]
             atoms = torch.stack([term.charge, term.offset_radius, term.radius, term.scaled_radius], 1)
             tensors["born"] = torch.cat([atoms, term.coefficients], 1)
-            numbers |= {name: term.options[name] for name in ("prefactor", "surface", "engulfed")}
+            numbers |= {name: float(getattr(term, name)) for name in ("prefactor", "surface")}
+            numbers["engulfed"] = term.options["engulfed"]
             if cutoff := term.options["cutoff"]:
                 numbers |= {"born_cutoff": cutoff, "born_shift": 1 / cutoff}
             if len(term.neck):

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from boltzflow._typing import Bool, Float, Float64, Int, Tensor
+from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.forcefield.ewald import screening
-from boltzflow.forcefield.periodic_nonbonded import PeriodicNonbonded, dispersion_correction
+from boltzflow.forcefield.periodic_nonbonded import PeriodicNonbonded
 from boltzflow.forcefield.registry import register_force, tensor
-from boltzflow.forcefield.term import COULOMB, Term, all_pairs, pair_rows, switching
+from boltzflow.forcefield.term import COULOMB, Term, all_pairs, pair_rows, root, switching, tracked
 
 __all__ = ["Nonbonded"]
 
@@ -20,7 +20,10 @@ _log = logging.getLogger(__name__)
 class Nonbonded(Term):
     """Lennard-Jones and Coulomb pairs, U = 4 epsilon [(sigma/r)^12 - (sigma/r)^6] + qq / r.
 
-    Pairs that do not interact are left out, so that excluded atoms may approach each other without 0 * inf.
+    Pairs have the product of their charges, the mean of their sigmas and the geometric mean of their epsilons, but for
+    exceptions, which have parameters of their own. Pairs that do not interact are left out, so that excluded atoms may
+    approach each other without 0 * inf. Where the epsilon of an atom is 0 its gradient, which is infinite, is taken as
+    zero.
 
     With a cutoff, pairs beyond it do not interact, but for exceptions, which have no cutoff. Within it Coulomb is
     qq (1/r + k r^2 - c) with a reaction field, and from the switching distance on Lennard-Jones is multiplied by
@@ -35,37 +38,62 @@ class Nonbonded(Term):
     def __init__(
         self,
         *,
-        pairs: Int[Tensor, "n_active"],
-        qq: Float[Tensor, "n_active"],
-        sigma: Float[Tensor, "n_active"],
-        epsilon: Float[Tensor, "n_active"],
-        exception: Bool[Tensor, "n_active"],
+        charge: Float[Tensor, "n_atoms"],
+        sigma: Float[Tensor, "n_atoms"],
+        epsilon: Float[Tensor, "n_atoms"],
+        exceptions: Int[Tensor, "n_exceptions 2"],
+        exception_parameters: Float[Tensor, "n_exceptions 3"],
+        dielectric: Float[Tensor, ""],
         cutoff: float,
         switch: float,
-        dielectric: float,
     ) -> None:
-        """Keep the interacting pairs.
+        """Keep the parameters, and those of the pairs that interact.
 
         Args:
-            pairs: rows of `all_pairs`.
-            qq: products of charges times the Coulomb constant, in kJ/mol nm.
-            sigma: in nm; 0 where epsilon is 0.
+            charge: in elementary charges.
+            sigma: in nm.
             epsilon: in kJ/mol.
-            exception: whether the pair is exempt from the cutoff.
+            exceptions: pairs of atoms with an interaction of their own, exempt from the cutoff.
+            exception_parameters: product of charges in e^2, sigma in nm and epsilon in kJ/mol of each.
+            dielectric: constant of the reaction field beyond the cutoff.
             cutoff: in nm, 0 without one.
             switch: distance in nm from which Lennard-Jones is switched off, 0 without switching.
-            dielectric: constant of the reaction field beyond the cutoff.
         """
         super().__init__(
-            {"pairs": pairs, "qq": qq, "sigma": sigma, "epsilon": epsilon, "exception": exception},
+            {
+                "charge": charge,
+                "sigma": sigma,
+                "epsilon": epsilon,
+                "exceptions": exceptions,
+                "exception_parameters": exception_parameters,
+                "dielectric": dielectric,
+            },
             cutoff=cutoff,
             switch=switch,
-            dielectric=dielectric,
         )
+        i, j = all_pairs(len(charge)).to(charge.device)
+        exempt = torch.zeros(len(i), dtype=torch.bool, device=charge.device)
+        rows = pair_rows(*exceptions.T, len(charge))
+        exempt[rows] = True
+        pair = torch.stack([charge[i] * charge[j], 0.5 * (sigma[i] + sigma[j]), root(epsilon[i] * epsilon[j])], 1)
+        qq, sigma, epsilon = pair.index_copy(0, rows, exception_parameters).T
+        active = (qq != 0) | (epsilon != 0)
+        if tracked(pair):  # what is zero now may have a gradient
+            active = active | ~exempt
+        if tracked(exception_parameters):
+            active = active | exempt
+        else:
+            sigma = torch.where(epsilon != 0, sigma, 0.0)
+        pairs = active.nonzero()[:, 0]
+        self.register_buffer("pairs", pairs, persistent=False)
+        self.register_buffer("qq", COULOMB * qq[pairs], persistent=False)
+        self.register_buffer("pair_sigma", sigma[pairs], persistent=False)
+        self.register_buffer("pair_epsilon", epsilon[pairs], persistent=False)
+        self.register_buffer("exempt", exempt[pairs], persistent=False)
 
-    def reaction_field(self) -> tuple[float, float]:
+    def reaction_field(self) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Return k (1/nm^3) and c (1/nm) of the reaction field."""
-        cutoff, dielectric = self.options["cutoff"], self.options["dielectric"]
+        cutoff, dielectric = self.options["cutoff"], self.dielectric
         return (dielectric - 1) / (2 * dielectric + 1) / cutoff**3, 3 * dielectric / (2 * dielectric + 1) / cutoff
 
     def energy(
@@ -74,17 +102,17 @@ class Nonbonded(Term):
         """See `Term.energy`."""
         r = r.index_select(0, self.pairs)
         inverse = r.reciprocal()
-        s6 = (self.sigma[:, None] * inverse).pow(6)
+        s6 = (self.pair_sigma[:, None] * inverse).pow(6)
         # s6 * (s6 - 1) stays +inf on overflow, where s12 - s6 would be NaN.
-        lennard_jones = 4 * self.epsilon[:, None] * (s6 * (s6 - 1))
+        lennard_jones = 4 * self.pair_epsilon[:, None] * (s6 * (s6 - 1))
         if not self.options["cutoff"]:
             return (lennard_jones + self.qq[:, None] * inverse).sum(0, dtype=torch.float64)
-        cut = (~self.exception).to(r.dtype)[:, None]
+        cut = (~self.exempt).to(r.dtype)[:, None]
         if self.options["switch"]:
             lennard_jones = lennard_jones * switching(r, self.options["switch"], self.options["cutoff"], cut)
         k, c = self.reaction_field()
         pair = lennard_jones + self.qq[:, None] * (inverse + cut * (k * r * r - c))
-        pair = torch.where((r < self.options["cutoff"]) | self.exception[:, None], pair, 0.0)
+        pair = torch.where((r < self.options["cutoff"]) | self.exempt[:, None], pair, 0.0)
         return pair.sum(0, dtype=torch.float64)
 
 
@@ -123,9 +151,6 @@ def _periodic(force: Any, particles: Tensor, exceptions: Tensor, parameters: Ten
             "at its tolerance of %g, is from it",
             force.getEwaldErrorTolerance(),
         )
-    dispersion = 0.0
-    if force.getUseDispersionCorrection():
-        dispersion = dispersion_correction(*particles[:, 1:].T, cutoff=cutoff, switch=switch)
     charge, sigma, epsilon = particles.to(dtype).T
     return PeriodicNonbonded(
         charge=charge,
@@ -135,10 +160,10 @@ def _periodic(force: Any, particles: Tensor, exceptions: Tensor, parameters: Ten
         exception_parameters=parameters.to(dtype),
         cutoff=cutoff,
         switch=switch,
-        dielectric=force.getReactionFieldDielectric(),
+        dielectric=torch.tensor(force.getReactionFieldDielectric(), dtype=dtype),
         alpha=alpha,
         largest=largest,
-        dispersion=dispersion,
+        dispersion=force.getUseDispersionCorrection(),
         periodic_exceptions=force.getExceptionsUsePeriodicBoundaryConditions(),
     )
 
@@ -154,23 +179,14 @@ def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
     if force.usesPeriodicBoundaryConditions():
         return _periodic(force, particles, exceptions, parameters, dtype)
     cutoff = force.getCutoffDistance()._value if force.getNonbondedMethod() == force.CutoffNonPeriodic else 0.0
-    n_atoms = system.getNumParticles()
-    i, j = all_pairs(n_atoms)
-    charge, sigma, epsilon = particles.T
-    pair = torch.stack([charge[i] * charge[j], 0.5 * (sigma[i] + sigma[j]), (epsilon[i] * epsilon[j]).sqrt()], 1)
-    exempt = torch.zeros(len(pair), dtype=torch.bool)
-    rows = pair_rows(*exceptions.T, n_atoms)
-    exempt[rows] = True
-    pair[rows] = parameters
-    qq, sigma, epsilon = pair.T
-    active = ((qq != 0) | (epsilon != 0)).nonzero()[:, 0]
+    charge, sigma, epsilon = particles.to(dtype).T
     return Nonbonded(
-        pairs=active,
-        qq=(COULOMB * qq[active]).to(dtype),
-        sigma=torch.where(epsilon != 0, sigma, 0.0)[active].to(dtype),
-        epsilon=epsilon[active].to(dtype),
-        exception=exempt[active],
+        charge=charge,
+        sigma=sigma,
+        epsilon=epsilon,
+        exceptions=exceptions,
+        exception_parameters=parameters.to(dtype),
+        dielectric=torch.tensor(force.getReactionFieldDielectric(), dtype=dtype),
         cutoff=cutoff,
         switch=force.getSwitchingDistance()._value if cutoff and force.getUseSwitchingFunction() else 0.0,
-        dielectric=force.getReactionFieldDielectric(),
     )

@@ -8,7 +8,16 @@ from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.forcefield.box import volume
 from boltzflow.forcefield.ewald import reciprocal_energy
 from boltzflow.forcefield.geometry import TINY_SQUARED, nearest_image
-from boltzflow.forcefield.term import COULOMB, Term, all_pairs, pair_distances, pair_rows, switching
+from boltzflow.forcefield.term import (
+    COULOMB,
+    Term,
+    all_pairs,
+    pair_distances,
+    pair_rows,
+    root,
+    switching,
+    tracked,
+)
 
 __all__ = ["PeriodicNonbonded", "dispersion_correction"]
 
@@ -37,12 +46,12 @@ class PeriodicNonbonded(Term):
         epsilon: Float[Tensor, "n_atoms"],
         exceptions: Int[Tensor, "n_exceptions 2"],
         exception_parameters: Float[Tensor, "n_exceptions 3"],
+        dielectric: Float[Tensor, ""],
         cutoff: float,
         switch: float,
-        dielectric: float,
         alpha: float,
         largest: float,
-        dispersion: float,
+        dispersion: bool,
         periodic_exceptions: bool,
     ) -> None:
         """Keep the parameters.
@@ -53,12 +62,12 @@ class PeriodicNonbonded(Term):
             epsilon: in kJ/mol.
             exceptions: pairs of atoms with an interaction of their own.
             exception_parameters: product of charges in e^2, sigma in nm and epsilon in kJ/mol of each.
+            dielectric: constant of the reaction field beyond the cutoff; not used in an Ewald sum.
             cutoff: in nm.
             switch: distance in nm from which Lennard-Jones is switched off, 0 without switching.
-            dielectric: constant of the reaction field beyond the cutoff; not used in an Ewald sum.
             alpha: of the Ewald sum in 1/nm; 0 for a reaction field.
             largest: wave number of the Ewald sum in 1/nm.
-            dispersion: energy times volume of what the cutoff leaves out, in kJ/mol nm^3.
+            dispersion: whether what the cutoff leaves out of the dispersion is added.
             periodic_exceptions: whether exceptions are between nearest images.
         """
         super().__init__(
@@ -68,10 +77,10 @@ class PeriodicNonbonded(Term):
                 "epsilon": epsilon,
                 "exceptions": exceptions,
                 "exception_parameters": exception_parameters,
+                "dielectric": dielectric,
             },
             cutoff=cutoff,
             switch=switch,
-            dielectric=dielectric,
             alpha=alpha,
             largest=largest,
             dispersion=dispersion,
@@ -79,9 +88,11 @@ class PeriodicNonbonded(Term):
         )
         n_atoms = len(charge)
         ij = all_pairs(n_atoms).to(charge.device)
-        active = ((charge != 0)[ij].all(0)) | ((epsilon != 0)[ij].all(0))
+        active = ((charge != 0)[ij].all(0)) | ((epsilon != 0)[ij].all(0)) | tracked(charge, sigma, epsilon)
         active[pair_rows(*exceptions.T, n_atoms)] = False
         self.register_buffer("ij", ij[:, active], persistent=False)
+        constant = dispersion_correction(sigma, epsilon, cutoff=cutoff, switch=switch) if dispersion else None
+        self.register_buffer("missing", constant, persistent=False)  # energy times volume
 
     @property
     def periodic(self) -> bool:
@@ -108,7 +119,9 @@ class PeriodicNonbonded(Term):
         box: Float[Tensor, "3 3 1 _"] | None = None,
     ) -> Float64[Tensor, "batch"]:
         """See `Term.energy`."""
-        energy = self._pairs(x, box) + self._exceptions(x, box) + self.options["dispersion"] / volume(box)[0].double()
+        energy = self._pairs(x, box) + self._exceptions(x, box)
+        if self.missing is not None:
+            energy = energy + self.missing / volume(box)[0].double()
         return energy + self._smeared(x, box) if self.options["alpha"] else energy
 
     def _pairs(self, x: Tensor, box: Tensor) -> Tensor:
@@ -118,14 +131,14 @@ class PeriodicNonbonded(Term):
         cell = box[:, :, 0].expand(3, 3, x.shape[2])[..., conformation]
         r = (nearest_image(x[:, i, conformation] - x[:, j, conformation], cell).square().sum(0) + TINY_SQUARED).sqrt()
         inverse = r.reciprocal()
-        root = self.epsilon.sqrt()
-        pair = self._lennard_jones(inverse, 0.5 * (self.sigma[i] + self.sigma[j]), root[i] * root[j])
+        well = root(self.epsilon)
+        pair = self._lennard_jones(inverse, 0.5 * (self.sigma[i] + self.sigma[j]), well[i] * well[j])
         if switch:
             pair = pair * switching(r[:, None], switch, cutoff)[:, 0]
         if alpha:
             coulomb = torch.erfc(alpha * r) * inverse
         else:
-            dielectric = self.options["dielectric"]
+            dielectric = self.dielectric
             k, c = (dielectric - 1) / (2 * dielectric + 1) / cutoff**3, 3 * dielectric / (2 * dielectric + 1) / cutoff
             coulomb = inverse + k * r * r - c
         pair = pair + COULOMB * self.charge[i] * self.charge[j] * coulomb
@@ -153,7 +166,7 @@ class PeriodicNonbonded(Term):
 
 def dispersion_correction(
     sigma: Float[Tensor, "n_atoms"], epsilon: Float[Tensor, "n_atoms"], *, cutoff: float, switch: float
-) -> float:
+) -> Float64[Tensor, ""]:
     """Return energy times volume (kJ/mol nm^3) of the Lennard-Jones interactions that a cutoff leaves out.
 
     The average goes over all pairs of atoms, each with itself included, as OpenMM takes it.
@@ -167,10 +180,13 @@ def dispersion_correction(
     References:
         Shirts et al., J. Phys. Chem. B 111, 13052 (2007).
     """
-    kinds, count = torch.stack([sigma, epsilon]).double().unique(dim=1, return_counts=True)
+    kinds = torch.stack([sigma, epsilon]).double()
+    count = torch.ones(len(sigma), dtype=torch.int64, device=sigma.device)
+    if not tracked(sigma, epsilon):
+        kinds, count = kinds.unique(dim=1, return_counts=True)
     i, j = torch.triu_indices(len(count), len(count), device=count.device)
     n = torch.where(i == j, count[i] * (count[i] + 1) // 2, count[i] * count[j]).double()
-    well = n * (kinds[1, i] * kinds[1, j]).sqrt()
+    well = n * root(kinds[1, i] * kinds[1, j])
     s6 = (0.5 * (kinds[0, i] + kinds[0, j])).pow(6)
     # Integrals of r^2 / r^12 and r^2 / r^6 beyond the cutoff, and of what the switch takes away before it.
     twelve, six = 1 / (9 * cutoff**9), 1 / (3 * cutoff**3)
@@ -180,7 +196,7 @@ def dispersion_correction(
         lost = (1 - switching(r[:, None], switch, cutoff)[:, 0]) * weight * (cutoff - switch)
         twelve, six = twelve + (lost / r**10).sum(), six + (lost / r**4).sum()
     mean = (well * s6 * (s6 * twelve - six)).sum() / n.sum()
-    return float(8 * math.pi * len(sigma) ** 2 * mean)
+    return 8 * math.pi * len(sigma) ** 2 * mean
 
 
 def _legendre() -> tuple[Tensor, Tensor]:

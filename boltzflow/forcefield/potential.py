@@ -1,7 +1,7 @@
 """The force field of one molecule: the sum of its terms, batched over conformations and differentiable."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +12,13 @@ from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.errors import FormatError
 from boltzflow.forcefield.box import box_columns, check_box
 from boltzflow.forcefield.chunks import bytes_per_conformation, default_bound
+from boltzflow.forcefield.parameters import parameter_owners, replaced_terms
 from boltzflow.forcefield.term import TERMS, Term, all_pairs, pair_distances
 from boltzflow.forcefield.virtual_sites import VirtualSites
 
 __all__ = ["AngleParameters", "BondParameters", "ForceField", "TorsionParameters"]
 
-_FORMAT = "boltzflow-forcefield-3"
+_FORMAT = "boltzflow-forcefield-4"
 
 
 class BondParameters(NamedTuple):
@@ -59,6 +60,9 @@ class ForceField(nn.Module):
 
     The rows of virtual sites in the positions are not read: the sites are placed by their parents, as by OpenMM's
     ``computeVirtualSites``. Forces on them are handed on to the parents, and their own rows are zero.
+
+    Every parameter is a named tensor, see `parameter_tensors`, that can be given anew in a call, be differentiated, or
+    be given for many states at once.
 
     What need not stay in memory for a gradient to be taken later, that is `energy_and_force`, and `forward` without
     gradients, is evaluated in chunks of conformations that take about ``chunk_bytes`` each.
@@ -145,17 +149,72 @@ class ForceField(nn.Module):
         found = found or [[empty.get(name, self._dtype.new_zeros(0)) for name in names]]
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
+    def parameter_tensors(self) -> dict[str, Tensor]:
+        """Return every physical parameter by name, such as ``"HarmonicBonds.k"`` or ``"Nonbonded.charge"``.
+
+        Where there are several terms of a kind, they are told apart as ``"CustomBonds[0].parameter_values"``. Not among
+        them are cutoffs, switching distances, the split of an Ewald sum, and the rules of virtual sites.
+        """
+        return {
+            name: self.terms[index].state_dict(keep_vars=True)[own]
+            for name, ((index, own), *_) in parameter_owners(list(self.terms)).items()
+        }
+
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "ForceField":
+        """Return the force field with some parameters replaced; gradients reach through to those given.
+
+        Args:
+            parameters: name, as in `parameter_tensors` -> tensor of the same shape.
+
+        Raises:
+            UnknownNameError: a name that is no parameter; the nearest are named.
+            ValueError: another shape.
+        """
+        states, several = self._states(parameters)
+        if several:
+            raise ValueError("parameters of several states are given; a force field has one: give them to forward")
+        return states[0]
+
+    def _states(self, parameters: Mapping[str, Tensor]) -> tuple[list["ForceField"], bool]:
+        """Return a force field for each state, and whether the parameters have a dimension of states."""
+        states, several = replaced_terms(list(self.terms), parameters)
+        found = []
+        for replaced in states:
+            terms = [replaced.get(index, term) for index, term in enumerate(self.terms)]
+            common = {"dtype": self.dtype, "box": self._box, "sites": self.sites}
+            state = ForceField(terms, n_atoms=self.n_atoms, n_constraints=self.n_constraints, **common)
+            state.chunk_bytes = self.chunk_bytes
+            found.append(state.to(self.device))
+        return found, several
+
     def _energy(
         self, x: Float[Tensor, "3 n_atoms batch"], box: Float[Tensor, "3 3 1 _"] | None
     ) -> Float64[Tensor, "batch"]:
+        return self._energies(x, box, [{}])[0]
+
+    def _energies(
+        self, x: Float[Tensor, "3 n_atoms batch"], box: Float[Tensor, "3 3 1 _"] | None, states: list[dict[int, Term]]
+    ) -> Float64[Tensor, "n_states batch"]:
+        """Return the energies with some terms replaced in each state; what no state replaces is evaluated once."""
         if self.sites is not None:
             x = self.sites(x)
         shared = any(term.uses_pairs and not term.periodic for term in self.terms)
         r = pair_distances(x, *self._ij) if shared else None
-        total = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
-        for term in self.terms:
-            total = total + (term.energy(x, None, box) if term.periodic else term.energy(x, r))
-        return total
+
+        def energy(term: Term) -> Tensor:
+            return term.energy(x, None, box) if term.periodic else term.energy(x, r)
+
+        known: dict[Term, Tensor] = {}
+        rows = []
+        for replaced in states:
+            total = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
+            for index, own in enumerate(self.terms):
+                term = replaced.get(index, own)
+                if term not in known:
+                    known[term] = energy(term)
+                total = total + known[term]
+            rows.append(total)
+        return torch.stack(rows)
 
     def check(self, positions: Tensor) -> None:
         """Raise ValueError unless positions are (batch, n_atoms, 3)."""
@@ -199,26 +258,40 @@ class ForceField(nn.Module):
         return [(x[..., part].contiguous(), cell if shared else cell[..., part]) for part in parts]
 
     def forward(
-        self, positions: Float[Tensor, "batch n_atoms 3"], box: Float[Tensor, "*batch 3 3"] | None = None
-    ) -> Float64[Tensor, "batch"]:
+        self,
+        positions: Float[Tensor, "batch n_atoms 3"],
+        box: Float[Tensor, "*batch 3 3"] | None = None,
+        *,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> Float64[Tensor, "*n_states batch"]:
         """Return the energy of each conformation.
 
         Args:
             positions: in nm.
             box: of all conformations or of each, in nm, if the force field is periodic; None takes the default.
+            parameters: name, as in `parameter_tensors` -> the tensor to use instead. Energies are differentiable with
+                respect to it. One more dimension in front stands for states: one energy in each of them.
 
         Returns:
-            Energies in kJ/mol, float64. A conformation with NaN positions has energy NaN.
+            Energies in kJ/mol, float64, (n_states, batch) where parameters are given for states. A conformation with
+            NaN positions has energy NaN.
 
         Raises:
+            UnknownNameError: a name that is no parameter; the nearest are named.
             ValueError: positions of another shape; a box that is not in reduced form, or smaller than twice the cutoff
                 (the message says in which conformations); a periodic force field without a box, or a box where no force
                 is periodic.
         """
         x, cell = self._columns(positions), self._cell(box, len(positions))
-        if torch.is_grad_enabled() and (x.requires_grad or (cell is not None and cell.requires_grad)):
-            return self._energy(x, cell)
-        return torch.cat([self._energy(*part) for part in self._chunks(x, cell)])
+        states, several = replaced_terms(list(self.terms), parameters or {})
+        followed = [x, *(buffer for replaced in states for term in replaced.values() for buffer in term.buffers())]
+        if cell is not None:
+            followed.append(cell)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in followed):
+            energies = self._energies(x, cell, states)
+        else:
+            energies = torch.cat([self._energies(*part, states) for part in self._chunks(x, cell)], 1)
+        return energies if several else energies[0]
 
     def energy_and_force(
         self, positions: Float[Tensor, "batch n_atoms 3"], box: Float[Tensor, "*batch 3 3"] | None = None

@@ -9,7 +9,7 @@ from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.forcefield.box import box_columns
 from boltzflow.forcefield.geometry import distance
 
-__all__ = ["COULOMB", "TERMS", "Term", "all_pairs", "pair_distances", "pair_rows", "switching"]
+__all__ = ["COULOMB", "TERMS", "Term", "all_pairs", "pair_distances", "pair_rows", "root", "switching", "tracked"]
 
 COULOMB = 138.93545764438198
 """e^2 N_A / (4 pi epsilon_0) in kJ/mol nm (CODATA 2018, as in OpenMM)."""
@@ -43,17 +43,34 @@ def switching(
     return 1 + t**3 * (-10 + t * (15 - 6 * t))
 
 
+def tracked(*tensors: Tensor) -> bool:
+    """Return whether a gradient with respect to any of these parameters may be asked for."""
+    return any(tensor.requires_grad for tensor in tensors)
+
+
+def root(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return the square root, with gradient zero at zero, where it is infinite."""
+    zero = value == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, value).sqrt())
+
+
 class Term(nn.Module):
     """One kind of force, as an energy in kJ/mol.
 
     A subclass takes its parameters as keyword arguments, keeps the tensors as buffers and the rest in ``options``, and
     implements `energy`. It is then saved and loaded with the force field under its class name.
 
+    Parameters are replaced by constructing the term anew, see `with_tensors`, so that whatever a subclass derives from
+    them in its constructor by torch operations follows, gradients included. They are not to be changed in place.
+
     The layout inside is batch-innermost, (3, n_atoms, batch): every operation vectorises over the conformations.
     """
 
     uses_pairs: ClassVar[bool] = False
     """Whether `energy` reads the distances between all pairs, which the force field computes once for all terms."""
+
+    shared_parameters: ClassVar[frozenset[str]] = frozenset()
+    """Tensors that all terms of a force field share by name, in `ForceField.parameter_tensors` without the term's."""
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         """Register the class under its name, for `ForceField.load`."""
@@ -71,7 +88,11 @@ class Term(nn.Module):
         super().__init__()
         self.options = options
         for name, tensor in tensors.items():
-            self.register_buffer(name, tensor.detach().clone())
+            self.register_buffer(name, tensor.clone())
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> "Term":
+        """Return the term with some of its tensors replaced; gradients reach through to those given."""
+        return type(self)(**{**self.state_dict(keep_vars=True), **tensors}, **self.options)
 
     @property
     def periodic(self) -> bool:
@@ -114,5 +135,5 @@ class Term(nn.Module):
 
     def extra_repr(self) -> str:
         """Name the options and the sizes of the parameters."""
-        sizes = [f"{name}={tuple(tensor.shape)}" for name, tensor in self.named_buffers()]
+        sizes = [f"{name}={tuple(tensor.shape)}" for name, tensor in self.state_dict().items()]
         return ", ".join(sizes + [f"{name}={value}" for name, value in self.options.items()])

@@ -19,8 +19,10 @@ def test_the_same_numbers(make_system, geometries, monkeypatch, name):
     forcefield = from_openmm(make_system(name))
     whole = forcefield.energy_and_force(geometries)
     calls = []
-    energy = forcefield._energy
-    monkeypatch.setattr(forcefield, "_energy", lambda x, box: calls.append(x.shape[-1]) or energy(x, box))
+    energies = forcefield._energies
+    monkeypatch.setattr(
+        forcefield, "_energies", lambda x, box, states: calls.append(x.shape[-1]) or energies(x, box, states)
+    )
     for size in (1, 5, 7):
         forcefield.chunk_bytes = 2**40
         forcefield._chunks(torch.zeros(3, 22, 1, dtype=torch.float64), None)

@@ -66,7 +66,7 @@ def test_each_force(system, geometries, reference, errors, backend):
 def test_dielectrics_and_surface_term(make_system, geometries, reference, errors, model, sasa):
     system = make_system(model, sasaMethod=sasa, soluteDielectric=2.0, solventDielectric=60.0)
     forcefield = from_openmm(system)
-    assert (forcefield.terms[-1].options["surface"] > 0) == (sasa == "ACE")
+    assert (forcefield.terms[-1].surface > 0) == (sasa == "ACE")
     du, df = errors(forcefield.energy_and_force(geometries), reference(system, geometries))
     assert du < FLOAT64[0]
     assert df < FLOAT64[1]
