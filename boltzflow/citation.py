@@ -86,6 +86,10 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "Uniform": (),
     "VonMises": ("best1979",),
     "Wells": (),
+    # measures of constraints
+    "mass-metric constraints": ("fixman1974", "ciccotti2008"),
+    "rigid constraints": ("ciccotti2008",),
+    "stiff constraints": ("fixman1974", "vankampen1984"),
     # terms of the force field
     "ACE surface area": ("schaefer1998",),
     "CMAPTorsions": ("mackerell2004",),

@@ -1,6 +1,7 @@
-"""Pure coordinate maps: internal coordinates and their label sectors, mean-free coordinates, alignment, the torus."""
+"""Pure maps: internal coordinates and their label sectors, constraints, mean-free coordinates, alignment, the torus."""
 
 from boltzflow.coordinates.alignment import align, rmsd
+from boltzflow.coordinates.constraints import Constraints
 from boltzflow.coordinates.domain import InternalDomain
 from boltzflow.coordinates.internal import InternalCoordinateMap, InternalCoordinates
 from boltzflow.coordinates.links import fragment_links
@@ -10,6 +11,7 @@ from boltzflow.coordinates.torus import circular_difference, wrap
 from boltzflow.coordinates.zmatrix import ZMatrix
 
 __all__ = [
+    "Constraints",
     "InternalCoordinateMap",
     "InternalCoordinates",
     "InternalDomain",

@@ -2,6 +2,7 @@
 
 from boltzflow.forcefield.cmap_torsion import CMAPTorsions
 from boltzflow.forcefield.compiled import CompiledForceField
+from boltzflow.forcefield.constraints import ConstraintParameters
 from boltzflow.forcefield.custom_bonds import CustomBonds
 from boltzflow.forcefield.custom_generalized_born import CustomGeneralizedBorn
 from boltzflow.forcefield.custom_nonbonded import CustomPairs
@@ -24,6 +25,7 @@ __all__ = [
     "BondParameters",
     "CMAPTorsions",
     "CompiledForceField",
+    "ConstraintParameters",
     "CustomBonds",
     "CustomGeneralizedBorn",
     "CustomPairs",

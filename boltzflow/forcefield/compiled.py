@@ -8,6 +8,7 @@ from torch import nn
 
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.forcefield.cached_force import energy_with_force
+from boltzflow.forcefield.constraints import ConstraintParameters
 from boltzflow.forcefield.kernel import DTYPES, Kernel, library
 from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField, TorsionParameters
 from boltzflow.forcefield.term import tracked
@@ -59,8 +60,13 @@ class CompiledForceField(nn.Module):
         return self.eager.n_atoms
 
     @property
+    def constraints(self) -> ConstraintParameters | None:
+        """See `ForceField`."""
+        return self.eager.constraints
+
+    @property
     def n_constraints(self) -> int:
-        """Number of constrained distances in the System."""
+        """Number of constrained distances."""
         return self.eager.n_constraints
 
     @property

@@ -17,6 +17,7 @@ from torch import nn
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.errors import BoltzflowError
 from boltzflow.forcefield.cached_force import energy_with_force
+from boltzflow.forcefield.constraints import read_constraints
 
 __all__ = ["OpenMMPotential", "WorkerError"]
 
@@ -172,6 +173,7 @@ class OpenMMPotential(nn.Module):
         if platform is not None and platform not in available:
             raise ValueError(f"OpenMM has no platform {platform!r} here; available: {', '.join(available)}")
         self.n_atoms = system.getNumParticles()
+        self.constraints = read_constraints(system)
         self.n_workers = n_workers
         self.chunk_size = chunk_size
         self._xml = openmm.XmlSerializer.serialize(system)

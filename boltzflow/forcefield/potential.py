@@ -12,13 +12,14 @@ from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.errors import FormatError
 from boltzflow.forcefield.box import box_columns, check_box
 from boltzflow.forcefield.chunks import bytes_per_conformation, default_bound
+from boltzflow.forcefield.constraints import ConstraintParameters
 from boltzflow.forcefield.parameters import parameter_owners, replaced_terms
 from boltzflow.forcefield.term import TERMS, Term, all_pairs, pair_distances
 from boltzflow.forcefield.virtual_sites import VirtualSites
 
 __all__ = ["AngleParameters", "BondParameters", "ForceField", "TorsionParameters"]
 
-_FORMAT = "boltzflow-forcefield-4"
+_FORMAT = "boltzflow-forcefield-5"
 
 
 class BondParameters(NamedTuple):
@@ -68,6 +69,7 @@ class ForceField(nn.Module):
     gradients, is evaluated in chunks of conformations that take about ``chunk_bytes`` each.
 
     Attributes:
+        constraints: fixed distances of the System, None without; float64 on the CPU whatever the dtype.
         chunk_bytes: bound on the memory of one chunk; a chunk has at least one conformation. By default
             ``$BOLTZFLOW_CHUNK_BYTES``, or 2^30.
     """
@@ -77,7 +79,7 @@ class ForceField(nn.Module):
         terms: Sequence[Term],
         *,
         n_atoms: int,
-        n_constraints: int = 0,
+        constraints: ConstraintParameters | None = None,
         dtype: torch.dtype = torch.float64,
         box: Float[Tensor, "3 3"] | None = None,
         sites: VirtualSites | None = None,
@@ -87,7 +89,7 @@ class ForceField(nn.Module):
         Args:
             terms: whose energies are summed.
             n_atoms: number of atoms.
-            n_constraints: number of constrained distances in the System; the energy does not depend on them.
+            constraints: of the System; the energy does not depend on them, but the density of a Target does.
             dtype: of the arithmetic; positions are cast to it.
             box: default box of periodic terms, three vectors in nm.
             sites: virtual sites, None without.
@@ -95,7 +97,7 @@ class ForceField(nn.Module):
         super().__init__()
         self.terms = nn.ModuleList(terms)
         self.n_atoms = n_atoms
-        self.n_constraints = n_constraints
+        self.constraints = constraints
         self.register_buffer("_dtype", torch.zeros((), dtype=dtype), persistent=False)
         self.register_buffer("_ij", all_pairs(n_atoms), persistent=False)
         self.register_buffer("_box", None if box is None else box.detach().to(dtype).clone(), persistent=False)
@@ -137,6 +139,11 @@ class ForceField(nn.Module):
     def box(self) -> Float[Tensor, "3 3"] | None:
         """The default box in nm, None without periodic terms."""
         return self._box
+
+    @property
+    def n_constraints(self) -> int:
+        """Number of constrained distances."""
+        return 0 if self.constraints is None else len(self.constraints.atoms)
 
     @property
     def periodic(self) -> bool:
@@ -329,7 +336,7 @@ class ForceField(nn.Module):
         return {
             "format": _FORMAT,
             "n_atoms": self.n_atoms,
-            "n_constraints": self.n_constraints,
+            "constraints": None if self.constraints is None else self.constraints._asdict(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "terms": [
                 {"kind": type(term).__name__, "tensors": dict(term.state_dict()), "options": dict(term.options)}
@@ -366,7 +373,7 @@ class ForceField(nn.Module):
         return cls(
             terms,
             n_atoms=state["n_atoms"],
-            n_constraints=state["n_constraints"],
+            constraints=None if state["constraints"] is None else ConstraintParameters(**state["constraints"]),
             dtype=getattr(torch, state["dtype"]),
             box=state["box"],
             sites=None if state["sites"] is None else VirtualSites(**state["sites"]),

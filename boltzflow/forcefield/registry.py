@@ -8,6 +8,7 @@ import torch
 
 from boltzflow._typing import Tensor
 from boltzflow.errors import UnsupportedForceError
+from boltzflow.forcefield.constraints import read_constraints
 from boltzflow.forcefield.potential import ForceField
 from boltzflow.forcefield.term import Term
 from boltzflow.forcefield.virtual_sites import read_virtual_sites
@@ -67,7 +68,8 @@ def tensor(values: Sequence, dtype: torch.dtype | None, columns: tuple[int, ...]
 def from_openmm(system: Any, *, dtype: torch.dtype = torch.float64) -> ForceField:
     """Convert an openmm.System into a batched, differentiable torch potential.
 
-    Constraints do not change the energy; their number is reported as ``n_constraints``.
+    Constraints do not change the energy; they are kept as ``constraints``, from which a `MoleculeTarget` takes its
+    measure and dimension.
 
     Args:
         system: an ``openmm.System``; if it is periodic, its default box is that of the force field.
@@ -108,7 +110,7 @@ def from_openmm(system: Any, *, dtype: torch.dtype = torch.float64) -> ForceFiel
     return ForceField(
         terms,
         n_atoms=n_atoms,
-        n_constraints=system.getNumConstraints(),
+        constraints=read_constraints(system),
         dtype=dtype,
         box=tensor(list(system.getDefaultPeriodicBoxVectors()), dtype, (3,)) if periodic else None,
         sites=sites,
