@@ -189,7 +189,7 @@ class ForceField(nn.Module):
         for replaced in states:
             terms = [replaced.get(index, term) for index, term in enumerate(self.terms)]
             common = {"dtype": self.dtype, "box": self._box, "sites": self.sites}
-            state = ForceField(terms, n_atoms=self.n_atoms, n_constraints=self.n_constraints, **common)
+            state = ForceField(terms, n_atoms=self.n_atoms, constraints=self.constraints, **common)
             state.chunk_bytes = self.chunk_bytes
             found.append(state.to(self.device))
         return found, several
