@@ -16,9 +16,10 @@ from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.coordinates.links import fragment_links
 from boltzflow.coordinates.sector import LabelSector
 from boltzflow.coordinates.zmatrix import ZMatrix
-from boltzflow.errors import CheckpointMismatchError, FormatError, UnknownNameError, nearest
+from boltzflow.errors import CheckpointMismatchError, FormatError, UnknownNameError, UnsupportedForceError, nearest
 from boltzflow.forcefield.compiled import CompiledForceField
 from boltzflow.forcefield.potential import ForceField
+from boltzflow.forcefield.serialized import SerializedSystem, read_serialized
 from boltzflow.generators.families import build_generator
 from boltzflow.generators.generator import Generator
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
@@ -116,13 +117,18 @@ class System:
 
     @property
     def dimension(self) -> int:
-        """Degrees of freedom without rigid motions."""
-        return 3 * self.n_atoms - 6
+        """Degrees of freedom without rigid motions, constraints and virtual sites; boxes keep their rotations."""
+        return self._serialized.dimension
+
+    @property
+    def box(self) -> Float64[Tensor, "3 3"] | None:
+        """The periodic box, three vectors in nm in OpenMM's reduced form; None for molecules in infinite space."""
+        return self._serialized.box
 
     @property
     def elements(self) -> tuple[int, ...]:
-        """Atomic numbers."""
-        return tuple(atom.element.atomic_number for atom in self.topology.atoms)
+        """Atomic numbers; 0 for virtual sites."""
+        return tuple(0 if atom.element is None else atom.element.atomic_number for atom in self.topology.atoms)
 
     @property
     def bonds(self) -> tuple[tuple[int, int], ...]:
@@ -135,7 +141,14 @@ class System:
 
         Raises:
             ValueError: If there are fewer than three atoms, or atoms that no bond, angle and torsion can place.
+            UnsupportedForceError: If the system is periodic.
         """
+        if self.box is not None:
+            raise UnsupportedForceError(
+                f"system {self.name} is in a periodic box, where rotations change the energy: it has no internal "
+                "coordinates and no labelling sector. Simulate it by molecular dynamics "
+                f"(boltzflow simulate {self.source} --method md)."
+            )
         names = {"N", "CA", "C"}
         amino_acids = [r for r in self.topology.residues if names <= {atom.name for atom in r.atoms}]
         backbone = [atom.index for residue in amino_acids for atom in residue.atoms if atom.name in names]
@@ -158,6 +171,10 @@ class System:
             digest.update(f"{atom.index} {atom.name} {atom.residue.name} {atom.residue.index}\n".encode())
         digest.update(repr(self.bonds).encode())
         return digest.hexdigest()
+
+    @cached_property
+    def _serialized(self) -> SerializedSystem:
+        return read_serialized(self._system_bytes)
 
     @cached_property
     def _system_bytes(self) -> bytes:
@@ -218,17 +235,19 @@ class System:
 
     @cached_property
     def target(self) -> MoleculeTarget:
-        """The molecule's Boltzmann distribution within its `sector`."""
-        target = MoleculeTarget(
-            self.potential,
-            n_atoms=self.n_atoms,
-            temperature=self.temperature,
-            sector=self.sector.contains,
-            sector_description=self.sector.describe([f"{a.residue}-{a.name}" for a in self.topology.atoms]),
-            topology=self.topology,
-            origin=("OpenMM", "MDTraj", *self.definition.forcefield),
-            name=self.name,
-        )
+        """The Boltzmann distribution of a molecule within its `sector`, or of all configurations in a periodic box."""
+        common = {
+            "n_atoms": self.n_atoms,
+            "temperature": self.temperature,
+            "topology": self.topology,
+            "origin": ("OpenMM", "MDTraj", *self.definition.forcefield),
+            "name": self.name,
+        }
+        if self.box is not None:
+            return MoleculeTarget(self.potential, **common)
+        names = [f"{a.residue}-{a.name}" for a in self.topology.atoms]
+        described = self.sector.describe(names)
+        target = MoleculeTarget(self.potential, sector=self.sector.contains, sector_description=described, **common)
         # registered, so that target.to(device) moves the buffers of the sector as well
         target.add_module("label_sector", self.sector)
         return target

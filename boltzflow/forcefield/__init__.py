@@ -17,6 +17,7 @@ from boltzflow.forcefield.pme_offset import pme_offset
 from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField, TorsionParameters
 from boltzflow.forcefield.python_force import to_openmm
 from boltzflow.forcefield.registry import from_openmm, register_force
+from boltzflow.forcefield.serialized import SerializedSystem, read_serialized
 from boltzflow.forcefield.term import Term
 from boltzflow.forcefield.virtual_sites import VirtualSites
 
@@ -37,12 +38,14 @@ __all__ = [
     "OpenMMPotential",
     "PeriodicNonbonded",
     "PeriodicTorsions",
+    "SerializedSystem",
     "Term",
     "TorsionParameters",
     "VirtualSites",
     "WorkerError",
     "from_openmm",
     "pme_offset",
+    "read_serialized",
     "register_force",
     "to_openmm",
 ]

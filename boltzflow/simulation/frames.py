@@ -27,7 +27,8 @@ _BATCH = 4096
 class Frames:
     """Frames of one simulation, collected part by part.
 
-    Positions are relabelled into the system's sector and kept in float32, with the energies of these rounded positions.
+    Positions are relabelled into the system's sector, where it has one, and kept in float32, with the energies of these
+    rounded positions.
 
     Args:
         system: What is simulated.
@@ -51,9 +52,10 @@ class Frames:
         positions = part.samples["positions"]
         kept, energies = [], []
         for rows in positions.flatten(0, 1).split(_BATCH):
-            rows, n_relabelled = self.system.sector.relabel(rows.to(next(self.system.sector.buffers()).device))
+            if self.system.box is None:  # a periodic system has no sector
+                rows, n_relabelled = self.system.sector.relabel(rows.to(next(self.system.sector.buffers()).device))
+                self.n_relabelled += n_relabelled
             rows = rows.float()
-            self.n_relabelled += n_relabelled
             kept.append(rows.cpu())
             energies.append(target.reduced_energy(target.state(rows.double())).cpu())
         self._positions.append(torch.cat(kept).unflatten(0, positions.shape[:2]))

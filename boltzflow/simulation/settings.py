@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from boltzflow.errors import UnsupportedForceError
 from boltzflow.io.config import SimulationConfig
 from boltzflow.simulation.learned_move import LearnedMove
 from boltzflow.simulation.molecule import molecule_kernels
@@ -120,7 +121,13 @@ def molecule_tempering(
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         CheckpointMismatchError: If it belongs to another system.
+        UnsupportedForceError: If the system is periodic.
     """
+    if system.box is not None:
+        raise UnsupportedForceError(
+            f"system {system.name} is in a periodic box: parallel tempering moves single molecules in infinite space. "
+            f"Use molecular dynamics: boltzflow simulate {system.source} --method md."
+        )
     target = system.target.to(device)
     kernels = molecule_kernels(system.bonds, system.elements, positions=system.positions)
     if settings.moves is not None:
