@@ -29,11 +29,12 @@ def systems(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    typer.echo(f"{'name':<20} {'atoms':>5} {'dim':>5} {'T / K':>7}  {'checkpoint':<10} {'reference':<9}  recipes")
+    width = max(map(len, found))
+    typer.echo(f"{'name':<{width}}  {'atoms':>5} {'dim':>5} {'T / K':>7}  {'checkpoint':<10} {'reference':<9}  recipes")
     for name, s in found.items():
         marks = ["yes" if s[key] else "-" for key in ("checkpoint", "reference")]
         typer.echo(
-            f"{name:<20} {s['atoms']:>5} {s['dimension']:>5} {s['temperature']:>7g}  {marks[0]:<10} {marks[1]:<9}  "
-            f"{', '.join(s['recipes'])}"
+            f"{name:<{width}}  {s['atoms']:>5} {s['dimension']:>5} {s['temperature']:>7g}  {marks[0]:<10} "
+            f"{marks[1]:<9}  {', '.join(s['recipes'])}"
         )
         typer.echo(f"    {s['description']}")

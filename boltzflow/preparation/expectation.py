@@ -15,13 +15,20 @@ LIKELIHOOD_ESS = 0.47
 """After the recipe "likelihood" as it is written for alanine dipeptide, seed 1, 20 000 samples."""
 
 
-def expectation(dimension: int, *, torch_forces: bool = True) -> list[str]:
+def expectation(dimension: int, *, torch_forces: bool = True, periodic: bool = False) -> list[str]:
     """Sentences on what a sampler of this size reaches.
 
     Args:
         dimension: Degrees of freedom.
         torch_forces: Whether the torch force field knows all forces of the System.
+        periodic: Whether the System is in a box.
     """
+    if periodic:
+        return [
+            "In a periodic box plain molecular dynamics by OpenMM is what runs: correct up to its time step. Flows and "
+            "parallel tempering of this package are for molecules in infinite space; the torch force field evaluates "
+            "boxes as well, eagerly and with converged Ewald sums, for reweighting and for methods of your own.",
+        ]
     if not torch_forces:
         return [
             "Only OpenMM knows all forces of this system, so plain molecular dynamics is what runs: correct up to its "

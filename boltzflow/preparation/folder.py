@@ -75,7 +75,7 @@ def topology_text(topology: Any, positions: np.ndarray) -> str:
 
     Residues keep their numbers where PDB can hold them. A chain is split where two residues that follow each other are
     not bonded, because readers join the backbone atoms of a chain. Atom names that occur twice in a residue are
-    changed.
+    changed. A periodic box stands in a CRYST1 record.
 
     Args:
         topology: An `openmm.app.Topology`.
@@ -88,6 +88,7 @@ def topology_text(topology: Any, positions: np.ndarray) -> str:
     residues = list(topology.residues())
     keep = all(r.id.strip().lstrip("-").isdigit() and len(r.id.strip()) < 5 for r in residues)
     plain = Topology()
+    plain.setPeriodicBoxVectors(topology.getPeriodicBoxVectors())
     previous = None
     for residue in residues:
         apart = previous is None or previous.chain is not residue.chain
@@ -100,8 +101,12 @@ def topology_text(topology: Any, positions: np.ndarray) -> str:
         previous = residue
     with tempfile.TemporaryFile("w+", encoding="ascii", errors="replace") as file:
         PDBFile.writeModel(plain, positions * unit.nanometer, file, keepIds=True)
+        PDBFile.writeHeader(plain, file)
         file.seek(0)
-        lines = file.read().splitlines()
+        written = file.read().splitlines()
+    # the header's remarks hold a date, which would make two equal systems differ
+    lines = [line for line in written if line.startswith("CRYST1")]
+    lines += [line for line in written if not line.startswith(("CRYST1", "REMARK"))]
     serials = [int(line[6:11]) for line in lines if line.startswith(("ATOM  ", "HETATM"))]
     partners: dict[int, list[int]] = {}
     for a, b in topology.bonds():
@@ -148,8 +153,10 @@ def verify_topology(topology: Any, found: Any) -> None:
     Raises:
         FormatError: If they differ.
     """
-    written = [(a.element.atomic_number, a.residue.index) for a in topology.atoms()]
-    read = [(a.element.atomic_number, a.residue.index) for a in found.atoms]
+    written, read = (
+        [(0 if a.element is None else a.element.atomic_number, a.residue.index) for a in atoms]
+        for atoms in (topology.atoms(), found.atoms)
+    )
     bonds = {frozenset((a.index, b.index)) for a, b in topology.bonds()}
     bonds_read = {frozenset((a.index, b.index)) for a, b in found.bonds}
     if written != read or bonds != bonds_read:

@@ -153,7 +153,7 @@ def forecast(system: System, *, device: torch.device | str = "cpu") -> Forecast:
         conformation_bytes=_conformation_bytes(system),
         recipes=tuple(found),
         recommended=_first_command(system, found[0].name),
-        expectation=tuple(expectation(system.dimension, torch_forces=not reason)),
+        expectation=tuple(expectation(system.dimension, torch_forces=not reason, periodic=system.box is not None)),
         load=load,
         seconds=time.perf_counter() - began,
     )

@@ -39,7 +39,7 @@ from boltzflow.preparation.stereo import stereo_notes
 from boltzflow.preparation.termini import add_terminal_oxygens
 from boltzflow.systems import System, load_system, probe_positions
 
-__all__ = ["DEFAULT_FORCEFIELD", "prepare"]
+__all__ = ["DEFAULT_FORCEFIELD", "N_PROBES", "prepare", "reference_energies"]
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ def _write(
     (temporary / "topology.pdb").write_text(topology_text(source.topology, source.positions), encoding="utf-8")
     structure = mdtraj.load_pdb(str(temporary / "topology.pdb"))
     verify_topology(source.topology, structure.topology)
-    energies = _energies(source.system, probe_positions(torch.from_numpy(structure.xyz[0]).double(), N_PROBES))
+    energies = reference_energies(source.system, probe_positions(torch.from_numpy(structure.xyz[0]).double(), N_PROBES))
     comment = f"OpenMM {openmm.__version__}, Reference platform, kJ/mol, of boltzflow.systems.probe_positions"
     definition = {
         "name": folder.name,
@@ -284,8 +284,13 @@ def _description(source: Source) -> str:
     return f"{what}{f' in {n_molecules} molecules' if n_molecules > 1 else ''}, {source.definition}"
 
 
-def _energies(system: Any, structures: torch.Tensor) -> tuple[float, ...]:
-    """Energies in kJ/mol on OpenMM's Reference platform."""
+def reference_energies(system: Any, structures: torch.Tensor) -> tuple[float, ...]:
+    """Energies in kJ/mol on OpenMM's Reference platform; virtual sites are placed by their parents.
+
+    Args:
+        system: The `openmm.System`.
+        structures: (n, n_atoms, 3) nm.
+    """
     import openmm
 
     platform = openmm.Platform.getPlatformByName("Reference")
@@ -293,6 +298,7 @@ def _energies(system: Any, structures: torch.Tensor) -> tuple[float, ...]:
     energies = []
     for positions in structures.numpy():
         context.setPositions(np.ascontiguousarray(positions))
+        context.computeVirtualSites()
         energies.append(context.getState(energy=True).getPotentialEnergy()._value)
     return tuple(energies)
 

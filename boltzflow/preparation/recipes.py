@@ -13,6 +13,9 @@ __all__ = ["recipes_for"]
 SMALL = 100
 """Up to here the flow of the shipped alanine dipeptide (60 dimensions) is used as it is."""
 
+_BOX = {"n": 2000, "chains": 4, "stride": 500, "burn_in": 20_000}
+"""Of molecular dynamics in a box, where a step takes milliseconds and liquids forget within picoseconds."""
+
 
 @dataclass(frozen=True)
 class _Flow:
@@ -38,8 +41,8 @@ def recipes_for(system: System) -> dict[str, str]:
 
     Up to 250 dimensions: a spline flow by maximum likelihood on frames of parallel tempering ("likelihood"), a second
     stage on its own weighted samples ("self_weighted"), and "parallel_tempering" for those who need one ensemble only.
-    Above 250 dimensions a single flow has no effective samples left, and the only recipe is "parallel_tempering". Where
-    the torch force field does not know a force of the System it is "molecular_dynamics".
+    Above 250 dimensions a single flow has no effective samples left, and the only recipe is "parallel_tempering". In a
+    periodic box, and where the torch force field does not know a force of the System, it is "molecular_dynamics".
 
     Args:
         system: In a folder; the recipes refer to it, so that they work wherever it is put.
@@ -47,10 +50,14 @@ def recipes_for(system: System) -> dict[str, str]:
     Returns:
         Name of the recipe → commented YAML, for `recipes/NAME.yaml` in the system's folder; the default comes first.
     """
+    if system.box is not None:
+        why = "every other sampler is for molecules in infinite space, and this system is in a periodic box."
+        return {"molecular_dynamics": _molecular_dynamics(system, why, SimulationConfig(method="md", **_BOX))}
     try:
         system.potential  # noqa: B018 - whether it can be made is the question
     except UnsupportedForceError as error:
-        return {"molecular_dynamics": _molecular_dynamics(system, str(error))}
+        why = f"the torch force field, which everything else needs, does not know all of its forces. {error}"
+        return {"molecular_dynamics": _molecular_dynamics(system, why, SimulationConfig(method="md"))}
     if system.dimension > LARGE:
         return {"parallel_tempering": _parallel_tempering(system)}
     size = "small" if system.dimension <= SMALL else "medium"
@@ -209,13 +216,12 @@ simulation:
     )
 
 
-def _molecular_dynamics(system: System, reason: str) -> str:
+def _molecular_dynamics(system: System, reason: str, settings: SimulationConfig) -> str:
     name = system.folder.name
-    settings = complete(SimulationConfig(method="md"), dimension=system.dimension)
+    settings = complete(settings, dimension=system.dimension)
     steps = n_sweeps(settings, dimension=system.dimension)
     head = _commented(
-        f"{system.name}: OpenMM molecular dynamics, because the torch force field, which everything else needs, does "
-        f"not know all of its forces. {' '.join(reason.split())}",
+        f"{system.name}: OpenMM molecular dynamics, because {' '.join(reason.split())}",
         f"Cost: {settings.chains} replicas of {steps} steps. In hours on your machine: boltzflow forecast {name}",
         f"  boltzflow simulate {name}/recipes/molecular_dynamics.yaml -o ensemble.h5",
     )
