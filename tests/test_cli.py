@@ -240,7 +240,7 @@ def test_reweight_to_another_temperature(folder):
         (["free-energy", "reference.h5", "--cv", "fi", "--state", "0:1"], "'phi'"),
         (["free-energy", "reference.h5", "--cv", "phi", "--state", "0"], "lo:hi"),
         (["free-energy", "reference.h5", "--cv", "phi", "--state", "0:"], "two cuts"),
-        (["reweight", "reference.h5", "--to", "alanine"], "did you mean 'alanine_dipeptide'"),
+        (["reweight", "reference.h5", "--to", "alanine_dipeptid"], "did you mean 'alanine_dipeptide'"),
     ],
 )
 def test_bad_input_is_one_clean_line(words, message):
