@@ -65,7 +65,7 @@ def test_soft_torsions_are_phi_psi_and_the_other_rotors(alanine):
 
 @pytest.mark.parametrize("wrong", ["alanine_dipeptid", "alanine", "dialanine_peptide"])
 def test_unknown_name_is_answered_with_the_nearest(wrong):
-    with pytest.raises(UnknownNameError, match="did you mean .*'alanine_dipeptide'"):
+    with pytest.raises(UnknownNameError, match=r"did you mean .*'alanine_dipeptide'"):
         load_system(wrong)
 
 
