@@ -104,6 +104,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "Nonbonded": (),
     "PeriodicNonbonded": (),
     "PeriodicTorsions": (),
+    "soft core": ("beutler1994",),
     # parameters, by the names of OpenMM's files
     "amber03.xml": ("duan2003",),
     "amber14-all.xml": ("maier2015",),

@@ -1,5 +1,6 @@
 """An openmm.System as a batched, differentiable torch potential, and OpenMM itself behind the same face."""
 
+from boltzflow.forcefield.alchemical import AlchemicalGeneralizedBorn, AlchemicalNonbonded, alchemical
 from boltzflow.forcefield.cmap_torsion import CMAPTorsions
 from boltzflow.forcefield.compiled import CompiledForceField
 from boltzflow.forcefield.constraints import ConstraintParameters
@@ -22,6 +23,8 @@ from boltzflow.forcefield.term import Term
 from boltzflow.forcefield.virtual_sites import VirtualSites
 
 __all__ = [
+    "AlchemicalGeneralizedBorn",
+    "AlchemicalNonbonded",
     "AngleParameters",
     "BondParameters",
     "CMAPTorsions",
@@ -43,6 +46,7 @@ __all__ = [
     "TorsionParameters",
     "VirtualSites",
     "WorkerError",
+    "alchemical",
     "from_openmm",
     "pme_offset",
     "read_serialized",

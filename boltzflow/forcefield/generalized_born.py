@@ -95,12 +95,18 @@ class GeneralizedBorn(Term):
         self.register_buffer("ij", all_pairs(len(charge)).to(charge.device), persistent=False)
         self.register_buffer("offset_radius", radius - offset, persistent=False)
         self.register_buffer("scaled_radius", scale * (radius - offset), persistent=False)
+        i, j = self.ij
+        self.register_buffer("pair_charge", charge[i] * charge[j], persistent=False)
         self._has_surface = tracked(surface) or bool(surface != 0)
 
     def necks(self, target: Int[Tensor, "n"], source: Int[Tensor, "n"]) -> Float[Tensor, "3 n"]:
         """Return reach, centre and height of the necks that the atoms ``target`` get from the atoms ``source``."""
         reach = self.radius[target] + self.radius[source] + self.options["reach"]
         return torch.stack([reach, *self.neck[self.kind[target], self.kind[source]].T])
+
+    def _scaled(self, integral: Float[Tensor, "n batch"]) -> Float[Tensor, "n batch"]:
+        """Return the integrals of all pairs, first i by j, then j by i, as they count."""
+        return integral
 
     def born_radii(self, r: Float[Tensor, "n_pairs batch"]) -> Float[Tensor, "n_atoms batch"]:
         """Return the effective Born radii in nm from the distances of all pairs."""
@@ -128,6 +134,7 @@ class GeneralizedBorn(Term):
             square = (r - centre).square()
             reach = reach.clamp(max=self.options["cutoff"] or math.inf)
             integral = integral + torch.where(r <= reach, height / (1 + 100 * square + 3e5 * square**3), 0.0)
+        integral = self._scaled(integral)
         total = integral.new_zeros((len(self.charge), r.shape[1])).index_add(0, target, integral)
         psi = total * self.offset_radius[:, None]
         alpha, beta, gamma = self.coefficients.T[..., None]
@@ -149,7 +156,7 @@ class GeneralizedBorn(Term):
         inverse_f = (squared + product * torch.exp(-0.25 * squared / product)).rsqrt()
         if cutoff := self.options["cutoff"]:
             inverse_f = torch.where(r < cutoff, inverse_f - 1 / cutoff, 0.0)
-        pairs = ((self.charge[i] * self.charge[j])[:, None] * inverse_f).sum(0, dtype=torch.float64)
+        pairs = (self.pair_charge[:, None] * inverse_f).sum(0, dtype=torch.float64)
         inverse_born = born.reciprocal()
         own = (0.5 * self.charge.square()[:, None] * inverse_born).sum(0, dtype=torch.float64)
         energy = -self.prefactor * (pairs + own)

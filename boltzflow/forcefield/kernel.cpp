@@ -59,7 +59,7 @@ struct Scratch {
 };
 
 // 1. Born radii, and the slopes of the descreening integrals for step 3.
-template <class T, int W, bool engulfed, bool has_neck, bool has_cutoff>
+template <class T, int W, bool engulfed, bool has_neck, bool has_cutoff, bool has_soft>
 void born_radii(const Model<T> &m, Scratch<T, W> &t, double *energy) {
     const int64_t n = m.n_atoms;
     const T cutoff = m.born_cutoff;
@@ -73,6 +73,7 @@ void born_radii(const Model<T> &m, Scratch<T, W> &t, double *energy) {
             const T *xj = t.x + 3 * W * j;
             const T rho_j = m.born[7 * j + 1], s_j = m.born[7 * j + 3];
             const T *neck = m.neck + 5 * p;
+            const T share = has_soft ? m.soft[3 * p + 2] : T(1);
             T *sum_j = t.born + W * j, *slope_i = t.slope_i + W * p, *slope_j = t.slope_j + W * p;
             LANES {
                 const T dx = xi[w] - xj[w], dy = xi[W + w] - xj[W + w], dz = xi[2 * W + w] - xj[2 * W + w];
@@ -89,6 +90,7 @@ void born_radii(const Model<T> &m, Scratch<T, W> &t, double *energy) {
                     const T near = r < cutoff ? T(1) : T(0);
                     by_j *= near, by_i *= near, di *= near, dj *= near;
                 }
+                if (has_soft) by_j *= share, by_i *= share, di *= share, dj *= share;
                 sum[w] += by_j;
                 sum_j[w] += by_i;
                 slope_i[w] = di, slope_j[w] = dj;
@@ -119,7 +121,7 @@ void born_radii(const Model<T> &m, Scratch<T, W> &t, double *energy) {
 }
 
 // 2. All pairs: energies, their slopes dE/dr / r at fixed Born radii, and dE/dB.
-template <class T, int W, bool has_pairs, bool has_born, bool has_cutoff>
+template <class T, int W, bool has_pairs, bool has_born, bool has_cutoff, bool has_soft>
 void pairs(const Model<T> &m, Scratch<T, W> &t, double *energy) {
     const int64_t n = m.n_atoms;
     const T prefactor = m.prefactor;
@@ -133,7 +135,8 @@ void pairs(const Model<T> &m, Scratch<T, W> &t, double *energy) {
         for (int64_t j = i + 1; j < n; ++j, ++p) {
             const T *xj = t.x + 3 * W * j;
             const T *pair = m.pair + 4 * p;
-            const T charges = has_born ? charge_i * m.born[7 * j] : T(0);
+            const T charges = has_born ? charge_i * m.born[7 * j] * (has_soft ? m.soft[3 * p + 1] : T(1)) : T(0);
+            const T soft = has_soft ? m.soft[3 * p] : T(0);
             const T *born_i = t.born + W * i, *born_j = t.born + W * j;
             T *chain_j = t.chain + W * j, *radial = t.radial + W * p;
             LANES {
@@ -143,8 +146,14 @@ void pairs(const Model<T> &m, Scratch<T, W> &t, double *energy) {
                 if (has_cutoff) r = std::sqrt(squared);
                 if (has_pairs) {
                     const T inverse_r = 1 / std::sqrt(squared), inverse_squared = inverse_r * inverse_r;
-                    const T s2 = pair[1] * pair[1] * inverse_squared, s6 = s2 * s2 * s2;
-                    T lj = pair[2] * (s6 * (s6 - 1)), lj_slope = pair[2] * (s6 * (6 - 12 * s6)) * inverse_squared;
+                    const T s2 = pair[1] * pair[1] * inverse_squared;
+                    T s6 = s2 * s2 * s2, core = 1;
+                    if (has_soft) {  // 1 / (shift + (r/sigma)^6); the limit keeps single precision from inf / inf
+                        s6 = s6 > T(1e36) ? T(1e36) : s6;
+                        core = 1 / (1 + soft * s6);
+                        s6 *= core;
+                    }
+                    T lj = pair[2] * (s6 * (s6 - 1)), lj_slope = core * pair[2] * (s6 * (6 - 12 * s6)) * inverse_squared;
                     T charge = pair[0] * inverse_r, charge_slope = -charge * inverse_squared;
                     if (has_cutoff) {
                         const T counts = pair[3], near = r < cutoff ? T(1) : 1 - counts;
@@ -212,28 +221,28 @@ void pair_forces(const Model<T> &m, Scratch<T, W> &t) {
     }
 }
 
-template <class T, int W, bool has_pairs, bool has_born, bool has_cutoff>
+template <class T, int W, bool has_pairs, bool has_born, bool has_cutoff, bool has_soft>
 void all_pairs(const Model<T> &m, Scratch<T, W> &t, double *energy) {
     if (has_born) {
         if (m.has_neck)
-            born_radii<T, W, false, true, has_cutoff>(m, t, energy);
+            born_radii<T, W, false, true, has_cutoff, has_soft>(m, t, energy);
         else if (m.engulfed)
-            born_radii<T, W, true, false, has_cutoff>(m, t, energy);
+            born_radii<T, W, true, false, has_cutoff, has_soft>(m, t, energy);
         else
-            born_radii<T, W, false, false, has_cutoff>(m, t, energy);
+            born_radii<T, W, false, false, has_cutoff, has_soft>(m, t, energy);
     }
-    pairs<T, W, has_pairs, has_born, has_cutoff>(m, t, energy);
+    pairs<T, W, has_pairs, has_born, has_cutoff, has_soft>(m, t, energy);
     pair_forces<T, W, has_born>(m, t);
 }
 
-template <class T, int W, bool has_cutoff>
+template <class T, int W, bool has_cutoff, bool has_soft>
 void all_pairs(const Model<T> &m, Scratch<T, W> &t, double *energy) {
     if (m.has_pairs && m.has_born)
-        all_pairs<T, W, true, true, has_cutoff>(m, t, energy);
+        all_pairs<T, W, true, true, has_cutoff, has_soft>(m, t, energy);
     else if (m.has_born)
-        all_pairs<T, W, false, true, has_cutoff>(m, t, energy);
+        all_pairs<T, W, false, true, has_cutoff, has_soft>(m, t, energy);
     else if (m.has_pairs)
-        all_pairs<T, W, true, false, has_cutoff>(m, t, energy);
+        all_pairs<T, W, true, false, has_cutoff, has_soft>(m, t, energy);
 }
 
 template <class T, int W>
@@ -253,10 +262,12 @@ void evaluate(const Model<T> &m, const T *positions, double *energies, T *forces
         angles<T, W>(m, t.x, t.f, energy);
         torsions<T, W>(m, t.x, t.f, energy);
         correction_maps<T, W>(m, t.x, t.f, energy);
-        if (m.has_cutoff)
-            all_pairs<T, W, true>(m, t, energy);
+        if (m.has_soft)  // its cutoffs may be huge
+            all_pairs<T, W, true, true>(m, t, energy);
+        else if (m.has_cutoff)
+            all_pairs<T, W, true, false>(m, t, energy);
         else
-            all_pairs<T, W, false>(m, t, energy);
+            all_pairs<T, W, false, false>(m, t, energy);
         for (int w = 0; w < filled; ++w) {
             T *to = forces + (start + w) * row;
             for (int64_t k = 0; k < row; ++k) to[k] = t.f[k * W + w];

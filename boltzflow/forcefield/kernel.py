@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from boltzflow._typing import Float, Float64, Tensor
+from boltzflow.forcefield.alchemical import AlchemicalGeneralizedBorn, AlchemicalNonbonded
 from boltzflow.forcefield.cmap_torsion import CMAPTorsions
 from boltzflow.forcefield.custom_bonds import CustomBonds
 from boltzflow.forcefield.generalized_born import GeneralizedBorn
@@ -37,6 +38,7 @@ _FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
 )
 _FAR = 1e6  # nm, for a cutoff that there is not
+_ALCHEMICAL = {AlchemicalNonbonded: Nonbonded, AlchemicalGeneralizedBorn: GeneralizedBorn}
 DTYPES = {torch.float32: "boltzflow_float", torch.float64: "boltzflow_double"}
 
 
@@ -45,11 +47,11 @@ class _Model(ctypes.Structure):
 
     _SIZES = (
         *("n_atoms", "n_bonds", "n_angles", "n_torsions", "n_harmonics", "n_maps"),
-        *("has_pairs", "has_born", "has_neck", "has_cutoff", "engulfed"),
+        *("has_pairs", "has_born", "has_neck", "has_cutoff", "has_soft", "engulfed"),
     )
     _TENSORS = (
         *("bond_atoms", "bond", "angle_atoms", "angle", "torsion_atoms", "torsion", "map_atoms", "map"),
-        *("pair", "born", "neck"),
+        *("pair", "born", "neck", "soft"),
     )
     _NUMBERS = ("prefactor", "surface", "cutoff", "switching", "field", "shift", "born_cutoff", "born_shift")
     _fields_ = (
@@ -170,7 +172,7 @@ class Kernel:
         rest: list[Term] = []
         taken: dict[type, list[Term]] = {}
         for term in forcefield.terms:
-            kind = type(term)
+            kind = _ALCHEMICAL.get(type(term), type(term))
             single = kind in (CMAPTorsions, GeneralizedBorn)
             if term.periodic or forcefield.sites is not None:
                 rest.append(term)
@@ -196,6 +198,7 @@ class Kernel:
         for term in taken.get(CustomBonds, []):
             column = dict(zip(term.options["parameter_names"], term.parameter_values.T, strict=True))
             bonds.append((term.atoms, column["r0"], column["k"], 0.0))
+        soft = torch.tensor([0.0, 1.0, 1.0], dtype=self.dtype).repeat(self.n_atoms * (self.n_atoms - 1) // 2, 1)
         if bonds:
             tensors["bond_atoms"] = torch.cat([atoms for atoms, *_ in bonds])
             rows = [torch.stack([r0, k, torch.full_like(r0, least)], 1) for _, r0, k, least in bonds]
@@ -220,6 +223,10 @@ class Kernel:
             rows = torch.stack([qq, sigma, 4 * epsilon, (~exempt).to(qq)], 1)
             pair = qq.new_zeros((self.n_atoms * (self.n_atoms - 1) // 2, 4))
             tensors["pair"] = pair.index_add(0, pairs, rows)
+            for term in taken[Nonbonded]:
+                if type(term) is AlchemicalNonbonded:
+                    counts = term.crossing & (term.pair_epsilon != 0)
+                    soft[:, 0].index_add_(0, term.pairs, torch.where(counts, term.softening, 0.0).to(soft))
             term = taken[Nonbonded][0]
             if cutoff := term.options["cutoff"]:
                 numbers |= {"cutoff": cutoff, "switching": term.options["switch"] or _FAR}
@@ -235,6 +242,11 @@ class Kernel:
             if len(term.neck):
                 i, j = term.ij
                 tensors["neck"] = torch.cat([term.necks(i, j), term.necks(j, i)[1:]]).T
+            if type(term) is AlchemicalGeneralizedBorn:
+                soft[:, 1], soft[:, 2] = term.charges, term.descreening
+        is_soft = any(type(term) in _ALCHEMICAL for terms in taken.values() for term in terms)
+        if is_soft:
+            tensors["soft"] = soft
         self._tensors = {
             name: value.to(torch.int32 if name.endswith("atoms") else self.dtype).contiguous()
             for name, value in tensors.items()
@@ -249,7 +261,8 @@ class Kernel:
             "has_pairs": Nonbonded in taken,
             "has_born": GeneralizedBorn in taken,
             "has_neck": len(tensors["neck"]) > 0,
-            "has_cutoff": min(numbers["cutoff"], numbers["born_cutoff"]) < _FAR,
+            "has_soft": is_soft,
+            "has_cutoff": is_soft or min(numbers["cutoff"], numbers["born_cutoff"]) < _FAR,
             **numbers,
         }
 

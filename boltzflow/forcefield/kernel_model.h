@@ -13,7 +13,8 @@ namespace {
 // Mirrors kernel.Model in kernel.py, field by field. Lengths in nm, energies in kJ/mol, angles in rad.
 template <class T>
 struct Model {
-    int64_t n_atoms, n_bonds, n_angles, n_torsions, n_harmonics, n_maps, has_pairs, has_born, has_neck, has_cutoff, engulfed;
+    int64_t n_atoms, n_bonds, n_angles, n_torsions, n_harmonics, n_maps, has_pairs, has_born, has_neck, has_cutoff, has_soft,
+        engulfed;
     const int32_t *bond_atoms;   // [n_bonds][2]
     const T *bond;               // [n_bonds][3]: r0, k, and the least r - r0 that counts
     const int32_t *angle_atoms;  // [n_angles][3]
@@ -25,6 +26,8 @@ struct Model {
     const T *pair;     // [n_atoms (n_atoms - 1) / 2][4], i < j: qq, sigma, 4 epsilon, 1 where the cutoff counts
     const T *born;     // [n_atoms][7]: charge, offset radius, radius, scaled radius, alpha, beta, gamma
     const T *neck;     // [n_atoms (n_atoms - 1) / 2][5], i < j: reach, then centre and height for i by j and for j by i
+    const T *soft;     // [n_atoms (n_atoms - 1) / 2][3], i < j: shift of the soft core, factors of charges and of descreening in
+                       // the implicit solvent; where has_soft
     double prefactor, surface;
     double cutoff, switching, field, shift;  // of the pairs: distances, k and c of the reaction field
     double born_cutoff, born_shift;          // distances are huge where there is none

@@ -96,13 +96,17 @@ class Nonbonded(Term):
         cutoff, dielectric = self.options["cutoff"], self.dielectric
         return (dielectric - 1) / (2 * dielectric + 1) / cutoff**3, 3 * dielectric / (2 * dielectric + 1) / cutoff
 
+    def _sixth_power(self, r: Float[Tensor, "n batch"], inverse: Float[Tensor, "n batch"]) -> Float[Tensor, "n batch"]:
+        """Return (sigma/r)^6 of every pair."""
+        return (self.pair_sigma[:, None] * inverse).pow(6)
+
     def energy(
         self, x: Float[Tensor, "3 n_atoms batch"], r: Float[Tensor, "n_pairs batch"] | None
     ) -> Float64[Tensor, "batch"]:
         """See `Term.energy`."""
         r = r.index_select(0, self.pairs)
         inverse = r.reciprocal()
-        s6 = (self.pair_sigma[:, None] * inverse).pow(6)
+        s6 = self._sixth_power(r, inverse)
         # s6 * (s6 - 1) stays +inf on overflow, where s12 - s6 would be NaN.
         lennard_jones = 4 * self.pair_epsilon[:, None] * (s6 * (s6 - 1))
         if not self.options["cutoff"]:
