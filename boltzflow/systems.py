@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from boltzflow._typing import Float, Float64, Tensor
+from boltzflow.coordinates.constraints import Constraints
 from boltzflow.coordinates.links import fragment_links
 from boltzflow.coordinates.sector import LabelSector
 from boltzflow.coordinates.zmatrix import ZMatrix
@@ -107,8 +108,12 @@ class System:
 
     @property
     def positions(self) -> Float64[Tensor, "n_atoms 3"]:
-        """The relaxed structure of the topology file, nm."""
-        return torch.from_numpy(self._structure.xyz[0]).double()
+        """The relaxed structure of the topology file, nm, with constrained distances as exact as they are fixed."""
+        found, fixed = torch.from_numpy(self._structure.xyz[0]).double(), self._serialized.constraints
+        if fixed is None:
+            return found
+        # a PDB file rounds to 10⁻⁴ nm
+        return Constraints(fixed.atoms, fixed.distances, masses=fixed.masses).project(found[None])[0]
 
     @property
     def n_atoms(self) -> int:

@@ -43,7 +43,9 @@ def test_size(system):
     u = system.target.reduced_energy(system.target.state(system.positions[None]))
     assert torch.isfinite(u).all()
     assert system.target.measure == (
-        "cartesian modulo rigid motions" if system.box is None else "cartesian modulo translations"
+        "cartesian modulo rigid motions"
+        if system.box is None
+        else "cartesian modulo translations on 648 constraints (mass-metric)"
     )
 
 
@@ -131,6 +133,7 @@ def test_box_has_no_internal_coordinates(name):
         with pytest.raises(UnsupportedForceError, match=f"{name} is in a periodic box.*--method md"):
             getattr(system, attribute)
     assert system.target.sector is None
+    assert float(system.target.constraints.violation(system.positions[None])) < 1e-9
     moved = system.positions + torch.tensor([0.3, -0.2, 7 * float(system.box[0, 0])], dtype=torch.float64)
     u = system.target.reduced_energy(system.target.state(torch.stack([system.positions, moved])))
     torch.testing.assert_close(u[0], u[1], rtol=1e-10, atol=0)

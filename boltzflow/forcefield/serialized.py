@@ -7,6 +7,7 @@ import torch
 
 from boltzflow._typing import Float64, Tensor
 from boltzflow.errors import FormatError
+from boltzflow.forcefield.constraints import ConstraintParameters
 
 __all__ = ["SerializedSystem", "read_serialized"]
 
@@ -21,14 +22,19 @@ class SerializedSystem:
     Args:
         n_particles: Number of particles, virtual sites included.
         n_sites: Number of virtual sites.
-        n_constraints: Number of constrained distances.
+        constraints: Constrained distances; None without.
         box: Default box, three vectors in nm; None where no force is periodic.
     """
 
     n_particles: int
     n_sites: int
-    n_constraints: int
+    constraints: ConstraintParameters | None
     box: Float64[Tensor, "3 3"] | None
+
+    @property
+    def n_constraints(self) -> int:
+        """Number of constrained distances."""
+        return 0 if self.constraints is None else len(self.constraints.distances)
 
     @property
     def dimension(self) -> int:
@@ -60,6 +66,10 @@ def read_serialized(text: str | bytes) -> SerializedSystem:
     if root.tag != "System":
         raise FormatError(f"system: expected the XML of an openmm.System, found {root.tag!r}.")
     particles = root.findall("Particles/Particle")
+    masses = torch.tensor([float(particle.get("mass")) for particle in particles], dtype=torch.float64)
+    fixed = [(int(c.get("p1")), int(c.get("p2")), float(c.get("d"))) for c in root.findall("Constraints/Constraint")]
+    atoms = torch.tensor([pair for *pair, _ in fixed])
+    distances = torch.tensor([d for *_, d in fixed], dtype=torch.float64)
     vectors = [[float(vector.get(axis)) for axis in "xyz"] for vector in root.findall("PeriodicBoxVectors/*")]
     periodic = any(
         force.get("usesPeriodic") == "1" or int(force.get("method", "0")) >= _FIRST_PERIODIC_METHOD
@@ -68,6 +78,6 @@ def read_serialized(text: str | bytes) -> SerializedSystem:
     return SerializedSystem(
         n_particles=len(particles),
         n_sites=sum(len(particle) > 0 for particle in particles),  # described by an element of its own
-        n_constraints=len(root.findall("Constraints/Constraint")),
+        constraints=ConstraintParameters(atoms, distances, masses) if fixed else None,
         box=torch.tensor(vectors, dtype=torch.float64) if periodic else None,
     )

@@ -2,10 +2,12 @@
 
 import openmm
 import pytest
+import torch
 from openmm import app
 
 from boltzflow.errors import FormatError
 from boltzflow.forcefield import read_serialized
+from boltzflow.forcefield.constraints import read_constraints
 from tests.forcefield.waterbox import build
 
 
@@ -16,6 +18,10 @@ def test_size_and_box(method, rigid):
     found = read_serialized(openmm.XmlSerializer.serialize(omm))
     assert (found.n_particles, found.n_sites) == (omm.getNumParticles(), omm.getNumParticles() // 4)
     assert found.n_constraints == omm.getNumConstraints() == (3 * found.n_sites if rigid else 0)
+    expected = read_constraints(omm)
+    assert (found.constraints is None) == (expected is None)
+    for mine, theirs in zip(found.constraints or (), expected or (), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-15, atol=0)
     assert (found.box is not None) == omm.usesPeriodicBoundaryConditions()
     assert found.dimension == 9 * found.n_sites - found.n_constraints - (6 if found.box is None else 3)
     if found.box is not None:
