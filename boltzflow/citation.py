@@ -92,6 +92,8 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "stiff constraints": ("fixman1974", "vankampen1984"),
     # terms of the force field
     "ACE surface area": ("schaefer1998",),
+    "AlchemicalGeneralizedBorn": ("onufriev2004", "hawkins1995"),
+    "AlchemicalNonbonded": ("beutler1994",),
     "CMAPTorsions": ("mackerell2004",),
     "CustomBonds": (),
     "CustomGeneralizedBorn": (),
@@ -104,7 +106,6 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "Nonbonded": (),
     "PeriodicNonbonded": (),
     "PeriodicTorsions": (),
-    "soft core": ("beutler1994",),
     # parameters, by the names of OpenMM's files
     "amber03.xml": ("duan2003",),
     "amber14-all.xml": ("maier2015",),

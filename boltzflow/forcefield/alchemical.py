@@ -72,11 +72,6 @@ class AlchemicalNonbonded(Nonbonded):
         soft = (self.softening[:, None] + (r / sigma[:, None]).pow(6)).reciprocal()
         return torch.where(crossing, soft, hard)
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """See `Term.methods`."""
-        return ("Nonbonded", "soft core")
-
 
 class AlchemicalGeneralizedBorn(GeneralizedBorn):
     """`GeneralizedBorn` with λ between a set of atoms and the rest.

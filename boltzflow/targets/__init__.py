@@ -15,6 +15,7 @@ from boltzflow.targets.harmonic import Harmonic, harmonic_pair
 from boltzflow.targets.mixture import GaussianMixture, gmm9, gmm25, gmm40
 from boltzflow.targets.molecule import MoleculeTarget
 from boltzflow.targets.particles import DoubleWellCluster, LennardJonesCluster, PairTarget
+from boltzflow.targets.states import ThermodynamicState, u_kn
 from boltzflow.targets.target import Base, Target
 from boltzflow.targets.wells import DoubleWell, ManyWell, Wells, mw52, mw54
 
@@ -35,6 +36,7 @@ __all__ = [
     "PairTarget",
     "ProductBase",
     "Target",
+    "ThermodynamicState",
     "TruncatedNormal",
     "Uniform",
     "VonMises",
@@ -45,4 +47,5 @@ __all__ = [
     "harmonic_pair",
     "mw52",
     "mw54",
+    "u_kn",
 ]

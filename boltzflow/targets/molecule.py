@@ -24,7 +24,7 @@ CONSTRAINT_MEASURES = ("mass-metric", "stiff", "rigid")
 """What a constrained density is with respect to; see `MoleculeTarget`."""
 
 
-def kT(temperature: float) -> float:
+def kT(temperature: float | Float[Tensor, "..."]) -> float | Float[Tensor, "..."]:
     """Thermal energy in kJ/mol at a temperature in K."""
     return BOLTZMANN * temperature
 
@@ -121,9 +121,11 @@ class MoleculeTarget(Target):
         constrained = () if self.constraints is None else (f"{self.constraint_measure} constraints",)
         return (*getattr(self.potential, "methods", (type(self.potential).__name__,)), *self.origin, *constrained)
 
-    def _beta(self, context: Context | None) -> float:
+    def _beta(self, context: Context | None) -> float | Float[Tensor, ""]:
         temperature = self.temperature if context is None or "temperature" not in context else context["temperature"]
-        return 1.0 / kT(as_temperature(temperature))
+        found = as_temperature(temperature)
+        # a tensor stays one, so that u can be differentiated with respect to the temperature
+        return 1.0 / kT(temperature.double() if isinstance(temperature, Tensor) else found)
 
     def metric_term(self, positions: Float[Tensor, "batch n_atoms 3"]) -> Float64[Tensor, " batch"]:
         """What the measure of the constraints adds to U/kT: −½ ln(det Z/det Z₀), zero for "stiff".
@@ -150,12 +152,21 @@ class MoleculeTarget(Target):
     def reduced_energy(self, state: State, context: Context | None = None) -> Float[Tensor, " batch"]:
         """Return u in float64, `metric_term` included; +inf outside the sector and off the constraints.
 
-        `context["temperature"]` (K) overrides the Target's.
+        `context["temperature"]` (K) overrides the Target's; as a tensor it can be differentiated.
         """
-        u = self.potential(state["positions"]).double() * self._beta(context)
+        return self.reduce(self.potential(state["positions"]), state["positions"], context)
+
+    def reduce(
+        self,
+        energy: Float[Tensor, " batch"],
+        positions: Float[Tensor, "batch n_atoms 3"],
+        context: Context | None = None,
+    ) -> Float64[Tensor, " batch"]:
+        """Return u from the energy of the potential in kJ/mol; see `reduced_energy`."""
+        u = energy.double() * self._beta(context)
         if self._metric is not None:
-            u = u + self.metric_term(state["positions"])
-        return torch.where(self.in_support(state["positions"]), u, torch.inf)
+            u = u + self.metric_term(positions)
+        return torch.where(self.in_support(positions), u, torch.inf)
 
     def energy_and_force(
         self, state: State, context: Context | None = None
@@ -166,7 +177,8 @@ class MoleculeTarget(Target):
         """
         positions = state["positions"].detach()
         energy, force = self.potential.energy_and_force(positions)
-        beta = self._beta(context)
+        with torch.no_grad():
+            beta = self._beta(context)
         u, force = energy.double() * beta, force * beta
         if self._metric is not None:
             with torch.enable_grad():
