@@ -33,7 +33,7 @@ class EnergyModel(Protocol):
 class Level(Protocol):
     """Energy at one level of an annealing path: a weighted sum over leaf Targets."""
 
-    terms: tuple[tuple[float, EnergyModel], ...]
+    terms: tuple[tuple[float | Tensor, EnergyModel], ...]
 
     def energy(self, state: State, run: "Run") -> tuple[Tensor, State]: ...
 
@@ -99,6 +99,8 @@ class Run:
         ledger: Where evaluations are counted.
         level: Energy of the level at which the Transition stands; None for Transitions that use no energy.
         free: Targets whose evaluations are not counted, because they are closed forms that cost nothing (bases).
+        decisions: Where Transitions put log P, (batch,), of the discrete choices that they made while autograd was on:
+            a gradient through the path alone leaves out the part that these have.
     """
 
     rng: torch.Generator
@@ -106,6 +108,7 @@ class Run:
     ledger: Ledger = field(default_factory=Ledger)
     level: Level | None = None
     free: tuple[EnergyModel, ...] = ()
+    decisions: list[Tensor] = field(default_factory=list)
 
     def at(self, level: Level | None) -> "Run":
         """The same run at another level."""
@@ -120,26 +123,46 @@ class Run:
         return torch.rand(like.shape, dtype=like.dtype, device=self.rng.device, generator=self.rng).to(like.device)
 
     def evaluate(self, target: EnergyModel, state: State) -> tuple[Tensor, State]:
-        """Reduced energy of a leaf Target, detached and cached on the returned State.
+        """Reduced energy of a leaf Target, cached on the returned State.
+
+        It has autograd history where autograd is on and a field that the Target reads requires a gradient.
 
         Returns:
             u of shape (batch,), float64, with NaN mapped to +inf (counted), and the State that carries it.
         """
+        tracked = _tracked(target, state)
         cached = state.evaluations.get(target)
-        if cached is not None and cached.context is self.context:
-            return cached.energy, state
-        with torch.no_grad():
-            u = target.reduced_energy(state, self.context).double()
-        u = self._counted(target, u, force=False)
+        if cached is not None and cached.context is self.context and (cached.energy.requires_grad or not tracked):
+            return (cached.energy if tracked else _detached(cached.energy)), state
+        if tracked:
+            u = self.differentiable_energy(target, state)
+        else:
+            with torch.no_grad():
+                u = target.reduced_energy(state, self.context).double()
+            u = self._counted(target, u, force=False)
         return u, state.with_evaluation(target, Evaluation(u, None, self.context))
 
     def evaluate_with_force(self, target: EnergyModel, state: State) -> tuple[Tensor, dict[str, Tensor], State]:
-        """Reduced energy and force (−grad u, by field) of a leaf Target, detached and cached on the returned State."""
+        """Reduced energy and force (−grad u, by field) of a leaf Target, cached on the returned State.
+
+        Both have autograd history where autograd is on and a field that the Target reads requires a gradient.
+        """
+        tracked = _tracked(target, state)
         cached = state.evaluations.get(target)
-        if cached is not None and cached.force is not None and cached.context is self.context:
-            return cached.energy, dict(cached.force), state
-        u, force = target.energy_and_force(state, self.context)
-        u = self._counted(target, u.detach().double(), force=True)
+        if (
+            cached is not None
+            and cached.force is not None
+            and cached.context is self.context
+            and (cached.energy.requires_grad or not tracked)
+        ):
+            if tracked:
+                return cached.energy, dict(cached.force), state
+            return _detached(cached.energy), {name: _detached(f) for name, f in cached.force.items()}, state
+        if tracked:
+            u, force = self._differentiable_force(target, state)
+        else:
+            u, force = target.energy_and_force(state, self.context)
+            u = self._counted(target, u.detach().double(), force=True)
         return u, force, state.with_evaluation(target, Evaluation(u, force, self.context))
 
     def differentiable_energy(self, target: EnergyModel, state: State) -> Tensor:
@@ -150,17 +173,33 @@ class Run:
         Returns:
             u of shape (batch,), float64, with NaN mapped to +inf.
         """
+        names = [name for name, value in state.fields.items() if value.requires_grad]
+        return self._masked_energy(target, state, names)[0]
+
+    def _masked_energy(self, target: EnergyModel, state: State, names: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Energy with history, and the views of the fields whose gradients are masked where it is not finite."""
         bad = torch.zeros(len(state), dtype=torch.bool, device=state.device)
 
         def masked(gradient: Tensor) -> Tensor:
             return torch.where(bad.reshape(-1, *[1] * (gradient.ndim - 1)), 0.0, gradient)
 
-        views = {name: value.view_as(value) for name, value in state.fields.items() if value.requires_grad}
-        for view in views.values():
-            view.register_hook(masked)
+        views = {}
+        for name in names:
+            value = state[name]
+            views[name] = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+            views[name].register_hook(masked)
         u = self._counted(target, target.reduced_energy(state.replace(**views), self.context).double(), force=True)
         bad |= ~torch.isfinite(u.detach())
-        return u
+        return u, views
+
+    def _differentiable_force(self, target: EnergyModel, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        names = [name for name in target.fields if state[name].is_floating_point()]
+        u, views = self._masked_energy(target, state, names)
+        gradients = torch.autograd.grad(u.sum(), list(views.values()), create_graph=True, allow_unused=True)
+        return u, {
+            name: torch.zeros_like(view) if g is None else -g
+            for (name, view), g in zip(views.items(), gradients, strict=True)
+        }
 
     def energy(self, state: State) -> tuple[Tensor, State]:
         """Energy at the current level, and the State that carries the leaf evaluations."""
@@ -183,6 +222,14 @@ class Run:
             self.ledger.count(target.name, energy=len(u), force=len(u) if force else 0, nonfinite=nonfinite)
         # -inf would be an infinite weight: it stays and is raised on by the Generator
         return torch.where(torch.isnan(u), torch.inf, u)
+
+
+def _tracked(target: EnergyModel, state: State) -> bool:
+    return torch.is_grad_enabled() and any(state[name].requires_grad for name in target.fields if name in state)
+
+
+def _detached(value: Tensor) -> Tensor:
+    return value.detach() if value.requires_grad else value
 
 
 def new_seed() -> int:

@@ -37,7 +37,7 @@ class Space:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Energy and, if it was computed, force of one Target at the present value of a State, both detached."""
+    """Energy and, if it was computed, force of one Target at the present value of a State."""
 
     energy: Tensor
     force: Mapping[str, Tensor] | None
@@ -156,7 +156,13 @@ class State:
 
     def detach(self) -> "State":
         """The same values without autograd history."""
-        return State({k: v.detach() for k, v in self.fields.items()}, self.spaces, self.evaluations)
+        cached = {
+            key: Evaluation(
+                e.energy.detach(), None if e.force is None else {k: f.detach() for k, f in e.force.items()}, e.context
+            )
+            for key, e in self.evaluations.items()
+        }
+        return State({k: v.detach() for k, v in self.fields.items()}, self.spaces, cached)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "State":
         """Move the fields; dtype applies to floating-point fields only. Evaluations are dropped."""

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -29,6 +29,8 @@ class Trajectory:
         start: State x_0 under the base, as drawn; with BatchSteps path i starts in row `lineage[i]` of it.
         end: State x_T under the target.
         log_ratios: r of every Transition in forward order, each (batch,) float64; BatchSteps have none.
+        decisions: log P of the discrete choices (accepted, rejected) that each of those Transitions made, (batch,), for
+            the gradients of objectives; None where there were none, or autograd was off.
         base_energy: u_base(x_0) of the rows of `start`, (batch,) float64.
         target_energy: u(x_T), (batch,) float64, +inf outside the support or where it was NaN.
         log_weights: u_base(x_0) − u(x_T) + Σ r, (batch,) float64; −inf where the energy is not finite or the model
@@ -43,6 +45,7 @@ class Trajectory:
     start: State
     end: State
     log_ratios: list[Tensor]
+    decisions: list[Tensor | None]
     base_energy: Tensor
     target_energy: Tensor
     log_weights: Float64[Tensor, " batch"]
@@ -65,7 +68,8 @@ class Generator(torch.nn.Module):
     Args:
         base: Where paths start. It is not a submodule: checkpoints hold Transitions only.
         transitions: In generative order (base → target).
-        path: Makes the annealing path between base and target for Transitions that stand at a level.
+        path: Makes the annealing path between base and target for Transitions that stand at a level; a module (such as
+            `paths.LearnedSchedule`) is trained and saved with them.
 
     Attributes:
         trained_by: What trained it, by the names that `boltzflow.cite` knows; recorded in its ensembles.
@@ -99,8 +103,9 @@ class Generator(torch.nn.Module):
     def methods(self) -> tuple[str, ...]:
         """Names by which `boltzflow.cite` finds the references of its parts, its path and its training."""
         levels = any(t.level is not None for t in self.transitions)
-        # a path with arguments is a functools.partial
-        path = [getattr(self.path, "func", self.path).__name__] if levels else []
+        # a path with arguments is a functools.partial, a learned one has methods
+        path = [self.path if hasattr(self.path, "methods") else getattr(self.path, "func", self.path).__name__]
+        path = path if levels else []
         return tuple(method_names("Generator", self.base, *self.transitions, *path, *self.trained_by))
 
     @property
@@ -126,7 +131,7 @@ class Generator(torch.nn.Module):
         start = self.base.sample(n, rng, context)
         base_energy, start = run.evaluate(self.base, start)
         path = self.path(self.base, target)
-        state, total, ratios = start, base_energy, []
+        state, total, ratios, decisions = start, base_energy, [], []
         failed = torch.zeros(n, dtype=torch.bool, device=start.device)
         # row of `start` from which each row descends, and how many failed rows left no descendant
         lineage, n_dropped = (
@@ -134,10 +139,11 @@ class Generator(torch.nn.Module):
             torch.zeros((), dtype=torch.int64, device=start.device),
         )
         for transition in self.transitions:
-            here = run.at(None if transition.level is None else path.at(transition.level))
+            here = _at_level(run, path, transition)
             if not isinstance(transition, BatchStep):
                 state, ratio = transition(state, here)
                 ratios.append(ratio)
+                decisions.append(_decided(here))
                 total = total + ratio
                 continue
             u, state = here.energy(state)
@@ -150,14 +156,25 @@ class Generator(torch.nn.Module):
             total = u[ancestors] + torch.logsumexp(log_w, 0) - math.log(n)
             state, failed, lineage = state.index(ancestors), failed[ancestors], lineage[ancestors]
             ratios = [r[ancestors] for r in ratios]
-        target_energy, state = _energy(target, state, run)
+            decisions = [None if d is None else d[ancestors] for d in decisions]
+        target_energy, state = run.evaluate(target, state)
         failed = failed | _failures(total) | _nonfinite_rows(state)
         log_weights = _masked(total - target_energy, failed)
         if not any(isinstance(t, BatchStep) for t in self.transitions):
             lineage = None
         n_failed = n_dropped + failed.sum()
         return Trajectory(
-            start, state, ratios, base_energy, target_energy, log_weights, lineage, failed, n_failed, run.ledger
+            start,
+            state,
+            ratios,
+            decisions,
+            base_energy,
+            target_energy,
+            log_weights,
+            lineage,
+            failed,
+            n_failed,
+            run.ledger,
         )
 
     def _run(self, rng: torch.Generator, context: Context | None, target: Target) -> Run:
@@ -192,10 +209,11 @@ class Generator(torch.nn.Module):
         state = samples.to_state(device=self.device, dtype=self.dtype) if isinstance(samples, Ensemble) else samples
         run = self._run(rng if rng is not None else make_rng(new_seed(), device=state.device), context, target)
         path = self.path(self.base, target)
-        target_energy, state = _energy(target, state, run)
+        target_energy, state = run.evaluate(target, state)
         end = state
         total = torch.zeros(len(state), dtype=torch.float64, device=state.device)
         ratios: list[Tensor] = []
+        decisions: list[Tensor | None] = []
         for transition in reversed(self.transitions):
             if isinstance(transition, BatchStep):
                 if resampling != "ignore":
@@ -204,16 +222,17 @@ class Generator(torch.nn.Module):
                         "the path without it."
                     )
                 continue
-            here = run.at(None if transition.level is None else path.at(transition.level))
+            here = _at_level(run, path, transition)
             state, minus_ratio = transition.reverse(state, here)
             ratios.insert(0, -minus_ratio)
+            decisions.insert(0, _decided(here))
             total = total - minus_ratio
-        base_energy, state = _energy(self.base, state, run)
+        base_energy, state = run.evaluate(self.base, state)
         failed = torch.isnan(total.detach()) | _nonfinite_rows(state)
         log_weights = _masked(base_energy - target_energy + total, failed)
         n_failed = failed.sum()
         return Trajectory(
-            state, end, ratios, base_energy, target_energy, log_weights, None, failed, n_failed, run.ledger
+            state, end, ratios, decisions, base_energy, target_energy, log_weights, None, failed, n_failed, run.ledger
         )
 
     def log_prob(self, state: State, *, context: Context | None = None) -> Float64[Tensor, " batch"]:
@@ -370,10 +389,13 @@ class GeneratorTarget(Target):
         return state
 
 
-def _energy(target: Target, state: State, run: Run) -> tuple[Tensor, State]:
-    if torch.is_grad_enabled() and any(v.requires_grad for v in state.fields.values()):
-        return run.differentiable_energy(target, state), state
-    return run.evaluate(target, state)
+def _at_level(run: Run, path: Path, transition: Transition | BatchStep) -> Run:
+    """The run at the level of one step, with decisions of its own."""
+    return replace(run, level=None if transition.level is None else path.at(transition.level), decisions=[])
+
+
+def _decided(run: Run) -> Tensor | None:
+    return sum(run.decisions[1:], run.decisions[0]) if run.decisions else None
 
 
 def _failures(total: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from boltzflow.objectives.build import build_objective
 from boltzflow.objectives.coverage import CoverageLikelihood
+from boltzflow.objectives.decisions import decision_term
 from boltzflow.objectives.likelihood import MaximumLikelihood
 from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective, Step
+from boltzflow.objectives.path_likelihood import PathLikelihood
 from boltzflow.objectives.reverse_kl import ReverseKL, compress_energy
 from boltzflow.objectives.self_weighted import SelfWeightedKL
 
@@ -13,9 +15,11 @@ __all__ = [
     "MaximumLikelihood",
     "Mixture",
     "Objective",
+    "PathLikelihood",
     "ReverseKL",
     "SelfWeightedKL",
     "Step",
     "build_objective",
     "compress_energy",
+    "decision_term",
 ]

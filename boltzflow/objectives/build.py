@@ -6,6 +6,7 @@ from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.likelihood import MaximumLikelihood
 from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective
+from boltzflow.objectives.path_likelihood import PathLikelihood
 from boltzflow.objectives.reverse_kl import ReverseKL
 from boltzflow.objectives.self_weighted import SelfWeightedKL
 from boltzflow.targets.target import Target
@@ -18,7 +19,7 @@ def build_objective(generator: Generator, target: Target, config: ObjectiveConfi
 
     Args:
         generator: What is trained.
-        target: Whose energy trains, in all terms but the likelihood.
+        target: Whose energy trains; the likelihood of bijective Generators needs none.
         config: Weights and settings.
 
     Raises:
@@ -26,7 +27,9 @@ def build_objective(generator: Generator, target: Target, config: ObjectiveConfi
     """
     terms: list[tuple[float, Objective]] = []
     if config.likelihood > 0:
-        terms.append((config.likelihood, MaximumLikelihood(generator)))
+        bijective = generator.is_bijective
+        likelihood = MaximumLikelihood(generator) if bijective else PathLikelihood(generator, target)
+        terms.append((config.likelihood, likelihood))
     if config.coverage > 0:
         terms.append((config.coverage, CoverageLikelihood(generator, target)))
     if config.reverse_kl > 0:

@@ -5,6 +5,7 @@ from torch.func import functional_call
 
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.generators.generator import Generator
+from boltzflow.objectives.decisions import decision_term
 from boltzflow.objectives.objective import Objective, Step, ess_fraction, masked_mean
 from boltzflow.run import Context
 from boltzflow.state import State
@@ -35,6 +36,8 @@ def compress_energy(u: Float64[Tensor, " batch"], *, base: float, cut: float) ->
 
 class ReverseKL(Objective):
     """mean(u(x_T) − u_base(x_0) − Σ r) over model paths, i.e. minus the ELBO.
+
+    Decisions to accept or reject on these paths enter the gradient, see `decision_term`.
 
     Args:
         generator: What is trained.
@@ -78,8 +81,13 @@ class ReverseKL(Objective):
             log_q = self._frozen_log_prob(trajectory.end, keep, step.context)
             loss = masked_mean(u + log_q, keep & torch.isfinite(log_q.detach()))
         else:
-            ratio = sum(trajectory.log_ratios, torch.zeros_like(u))
-            loss = masked_mean(u - ratio - trajectory.base_energy, keep)
+            # what the decisions of a Transition can change lies between it and the target
+            costs, total = [], u
+            for ratio in reversed(trajectory.log_ratios):
+                total = total - ratio
+                costs.insert(0, total)
+            loss = masked_mean(total - trajectory.base_energy, keep)
+            loss = loss + decision_term(trajectory.decisions, costs, keep)
         log_w = trajectory.log_weights.detach()
         elbo = masked_mean(log_w, keep)
         return loss, {"reverse_kl": -elbo, "ess_fraction": ess_fraction(log_w), "n_masked": (~keep).sum()}

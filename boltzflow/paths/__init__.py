@@ -1,5 +1,16 @@
-"""Annealing paths: families of energies between a base and a Target."""
+"""Annealing paths between a base and a Target."""
 
-from boltzflow.paths.path import GeometricPath, MixtureLevel, Path, TemperedPath
+from boltzflow.paths.path import GeometricPath, MixtureLevel, Path, SquaredPath, TemperedPath
+from boltzflow.paths.pullback import PullbackPath, PullbackTarget
+from boltzflow.paths.schedule import LearnedSchedule
 
-__all__ = ["GeometricPath", "MixtureLevel", "Path", "TemperedPath"]
+__all__ = [
+    "GeometricPath",
+    "LearnedSchedule",
+    "MixtureLevel",
+    "Path",
+    "PullbackPath",
+    "PullbackTarget",
+    "SquaredPath",
+    "TemperedPath",
+]

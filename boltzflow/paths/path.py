@@ -10,14 +10,14 @@ from boltzflow.run import Run
 from boltzflow.state import State
 from boltzflow.targets.target import Target
 
-__all__ = ["GeometricPath", "MixtureLevel", "Path", "TemperedPath"]
+__all__ = ["GeometricPath", "MixtureLevel", "Path", "SquaredPath", "TemperedPath"]
 
 
 @dataclass(frozen=True)
 class MixtureLevel:
-    """Energy Σ c_k u_k over leaf Targets; those with c_k = 0 are never evaluated (0·inf)."""
+    """Energy Σ c_k u_k over leaf Targets; those with c_k = 0 are never evaluated (0·inf). A learned c_k is a tensor."""
 
-    terms: tuple[tuple[float, Target], ...]
+    terms: tuple[tuple[float | Tensor, Target], ...]
 
     def energy(self, state: State, run: Run) -> tuple[Float64[Tensor, " batch"], State]:
         """Energy of shape (batch,), float64, and the State that carries the leaf evaluations."""
@@ -43,18 +43,24 @@ class Path(abc.ABC):
     """A family of energies u_λ that ends at the target, u_1 = u; paths may start from samples of something else."""
 
     @abc.abstractmethod
-    def at(self, level: float) -> MixtureLevel:
-        """The energy at λ in [0, 1].
+    def at(self, level: float | Tensor) -> MixtureLevel:
+        """The energy at λ in [0, 1], a tensor () where it is learned.
 
         Raises:
             ValueError: If λ is outside [0, 1].
         """
 
 
-def _check(level: float) -> float:
+def _check(level: float | Tensor) -> float | Tensor:
+    if isinstance(level, Tensor):
+        return level  # learned, inside by construction
     if not 0.0 <= level <= 1.0:
         raise ValueError(f"Annealing level: expected λ in [0, 1], got {level}.")
     return float(level)
+
+
+def _terms(*terms: tuple[float | Tensor, Target]) -> MixtureLevel:
+    return MixtureLevel(tuple((c, t) for c, t in terms if isinstance(c, Tensor) or c != 0.0))
 
 
 class GeometricPath(Path):
@@ -68,10 +74,34 @@ class GeometricPath(Path):
     def __init__(self, base: Target, target: Target) -> None:
         self.base, self.target = base, target
 
-    def at(self, level: float) -> MixtureLevel:
+    def at(self, level: float | Tensor) -> MixtureLevel:
         """The energy at λ in [0, 1]."""
         level = _check(level)
-        return MixtureLevel(tuple((c, t) for c, t in ((1.0 - level, self.base), (level, self.target)) if c != 0.0))
+        return _terms((1.0 - level, self.base), (level, self.target))
+
+
+class SquaredPath(Path):
+    """u_λ = (1−2λ) u_base + 2λ u_target, from q = base at λ = 0 through the target p at λ = ½ to p²/q at λ = 1.
+
+    The density p²/q is the proposal under which the mean of the weights p/q has the smallest variance: paths that end
+    there lie where the base has too little, and their weights are still for the target. Where the base is +inf, or the
+    target falls off less than half as fast as the base, p²/q cannot be normalised.
+
+    Args:
+        base: Target at λ = 0.
+        target: Target at λ = ½.
+
+    References:
+        Flow Annealed Importance Sampling Bootstrap (Midgley et al., 2023), section 3.
+    """
+
+    def __init__(self, base: Target, target: Target) -> None:
+        self.base, self.target = base, target
+
+    def at(self, level: float | Tensor) -> MixtureLevel:
+        """The energy at λ in [0, 1]."""
+        level = _check(level)
+        return _terms((1.0 - 2.0 * level, self.base), (2.0 * level, self.target))
 
 
 class TemperedPath(Path):
@@ -94,6 +124,6 @@ class TemperedPath(Path):
             raise ValueError(f"TemperedPath beta_0: expected a value in (0, 1], got {beta_0}.")
         self.target, self.beta_0 = target, beta_0
 
-    def at(self, level: float) -> MixtureLevel:
+    def at(self, level: float | Tensor) -> MixtureLevel:
         """The energy at λ in [0, 1]."""
         return MixtureLevel(((self.beta_0 ** (1.0 - _check(level)), self.target),))

@@ -11,7 +11,8 @@ from boltzflow.run import Context, Level, Run
 from boltzflow.simulation.parallel_tempering import ParallelTempering
 from boltzflow.state import State
 from boltzflow.targets.target import Target
-from boltzflow.transitions.metropolis import MetropolisKernel, per_row
+from boltzflow.transitions.metropolis import MetropolisKernel
+from boltzflow.transitions.step_size import per_row
 from boltzflow.transitions.swap import exchange_neighbours
 
 __all__ = ["MixedRows", "ReplicaExchange"]

@@ -14,16 +14,24 @@ from boltzflow.transitions.swap import swap_neighbours
 from boltzflow.transitions.torsion_move import TorsionAxes, TorsionMove, rotatable_axes
 from boltzflow.transitions.transition import BatchStep, Bijection, DetailedBalance, Transition
 from boltzflow.transitions.triangular import TriangularAffine
+from boltzflow.transitions.unadjusted_hmc import UnadjustedHMC
+from boltzflow.transitions.underdamped import BAOAB, BBK, OBABO, UnderdampedLangevin
+from boltzflow.transitions.velocities import DrawVelocities, DropVelocities
 
 __all__ = [
+    "BAOAB",
+    "BBK",
     "HMC",
     "MALA",
+    "OBABO",
     "Affine",
     "AffineCoupling",
     "BatchStep",
     "Bijection",
     "Conditioner",
     "DetailedBalance",
+    "DrawVelocities",
+    "DropVelocities",
     "ElementwiseSpline",
     "InternalToCartesian",
     "MetropolisKernel",
@@ -36,6 +44,8 @@ __all__ = [
     "TorsionMove",
     "Transition",
     "TriangularAffine",
+    "UnadjustedHMC",
+    "UnderdampedLangevin",
     "alternating_masks",
     "rotatable_axes",
     "swap_neighbours",

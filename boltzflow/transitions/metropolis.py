@@ -10,16 +10,16 @@ import torch
 from boltzflow._typing import Float64, Tensor
 from boltzflow.run import Run
 from boltzflow.state import Space, State
+from boltzflow.transitions.step_size import Stepped, per_row, tracks
 from boltzflow.transitions.transition import DetailedBalance
 
 __all__ = [
     "MetropolisKernel",
     "RandomWalkMetropolis",
     "centred_normal",
+    "log_probability_of",
     "moved_fields",
     "moves_centre",
-    "per_row",
-    "positive",
     "squared_norm",
     "wrap",
 ]
@@ -58,29 +58,13 @@ def wrap(x: Tensor, space: Space) -> Tensor:
     return torch.remainder(x + math.pi, 2 * math.pi) - math.pi if space.kind == "circle" else x
 
 
-def per_row(value: Tensor, like: Tensor) -> Tensor:
-    """A scalar or (batch,) tensor in the dtype of `like`, shaped to multiply it."""
-    value = value.to(like.dtype)
-    return value.reshape(-1, *[1] * (like.ndim - 1)) if value.ndim else value
-
-
-def positive(name: str, value: float | Tensor) -> Tensor:
-    """A positive scalar or (batch,) tensor, float64.
-
-    Raises:
-        ValueError: If it is not positive and finite.
-    """
-    tensor = torch.as_tensor(value, dtype=torch.float64).clone()
-    if tensor.ndim > 1 or not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
-        raise ValueError(f"{name}: expected a positive number, or one per row, got {value}.")
-    return tensor
-
-
 class MetropolisKernel(DetailedBalance):
     """A kernel that proposes and accepts with the Metropolis-Hastings rule; rows of non-finite energy are rejected.
 
-    Steps act on a frozen State: energies, forces and moves are constants to autograd. Counts stay on the device and are
-    not part of a checkpoint.
+    Where neither the State nor a parameter of its own requires a gradient, steps are constants to autograd. Otherwise
+    proposals are differentiable, and log P of every decision to accept or reject goes to `run.decisions`: an objective
+    needs both, since the derivative of the path at fixed decisions is biased. Counts stay on the device and are not
+    part of a checkpoint.
 
     Args:
         n_steps: Trials per call.
@@ -114,23 +98,28 @@ class MetropolisKernel(DetailedBalance):
 
     def step(self, state: State, run: Run) -> State:
         """Make `n_steps` trials."""
-        state = state.detach()
+        tracked = tracks(self, state, run)
+        state = state if tracked else state.detach()
         total = torch.zeros(len(state), dtype=torch.float64, device=state.device)
-        with torch.no_grad():
+        with torch.set_grad_enabled(tracked):
             for _ in range(self.n_steps):
                 state = self._evaluated(state, run)
                 proposal, log_odds = self.propose(state, run)
-                accept = torch.log(run.uniform(log_odds)) < log_odds
+                odds = log_odds.detach()
+                accept = torch.log(run.uniform(odds)) < odds
                 state = proposal.where(accept, state)
                 self._accepted = self._accepted + accept.sum()
                 self._trials += len(state)
-                total += torch.nan_to_num(log_odds, nan=-torch.inf).clamp(max=0.0).exp()
+                total += torch.nan_to_num(odds, nan=-torch.inf).clamp(max=0.0).exp()
+                if tracked:
+                    run.decisions.append(log_probability_of(accept, log_odds))
         self.last_acceptance = total / self.n_steps
         return state
 
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """Move; r = u_λ(y) − u_λ(x), 0 where nothing moved, −inf when leaving an infinite energy."""
-        return super().forward(self._evaluated(state, run), run)
+        with torch.set_grad_enabled(tracks(self, state, run)):
+            return super().forward(self._evaluated(state, run), run)
 
     def acceptance_rate(self) -> float:
         """Fraction of accepted trials since construction or the last `reset_acceptance`; NaN before the first trial."""
@@ -146,21 +135,39 @@ class MetropolisKernel(DetailedBalance):
         return run.energy_and_force(state)[-1] if self.needs_force else run.energy(state)[-1]
 
 
-class RandomWalkMetropolis(MetropolisKernel):
+def log_probability_of(accept: Tensor, log_odds: Float64[Tensor, " batch"]) -> Float64[Tensor, " batch"]:
+    """Log P of Metropolis decisions: min(0, log odds) where accepted, log(1 − odds) where rejected.
+
+    Args:
+        accept: The decisions, (batch,) bool.
+        log_odds: Of accepting; those that are not finite were decided with certainty, and have no gradient.
+
+    Returns:
+        log P, (batch,), float64, differentiable in the odds.
+    """
+    certain = ~torch.isfinite(log_odds.detach()) | (log_odds.detach() >= 0)
+    safe = torch.where(certain, -1.0, log_odds)
+    return torch.where(certain, 0.0, torch.where(accept, safe, torch.log(-torch.expm1(safe))))
+
+
+class RandomWalkMetropolis(MetropolisKernel, Stepped):
     """Metropolis with a Gaussian random walk in every moved field.
 
     Args:
         step_size: Standard deviation of the proposal, a number or one per row.
         n_steps: Trials per call.
+        learnable: Whether the step size is a parameter.
         level: λ on the annealing path.
 
     References:
         Metropolis et al., J. Chem. Phys. 21, 1087 (1953).
     """
 
-    def __init__(self, step_size: float | Tensor, *, n_steps: int = 1, level: float = 1.0) -> None:
+    def __init__(
+        self, step_size: float | Tensor, *, n_steps: int = 1, learnable: bool = False, level: float = 1.0
+    ) -> None:
         super().__init__(n_steps=n_steps, level=level)
-        self.register_buffer("step_size", positive("step_size", step_size))
+        self.register_step_size(step_size, learnable=learnable)
 
     def propose(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """Gaussian displacement; symmetric, so the odds are those of the energies."""
@@ -168,7 +175,7 @@ class RandomWalkMetropolis(MetropolisKernel):
         moved = {}
         for name in moved_fields(state, run):
             x, space = state[name], state.spaces[name]
-            moved[name] = wrap(x + per_row(self.step_size, x) * centred_normal(x, space, run), space)
+            moved[name] = wrap(x + per_row(self.current_step_size(), x) * centred_normal(x, space, run), space)
         after, proposal = run.energy(state.replace(**moved))
         return proposal, before - after
 
