@@ -187,7 +187,7 @@ def _methods(run: Any) -> list[str]:
     from boltzflow.ensemble import Ensemble
     from boltzflow.io.checkpoint import Checkpoint
     from boltzflow.io.config import RunConfig
-    from boltzflow.systems import System, load_system
+    from boltzflow.systems import SystemFolder, load_system
 
     if run is None:
         return list(CORE)
@@ -197,7 +197,7 @@ def _methods(run: Any) -> list[str]:
         return method_names(*(run.provenance.methods or CORE), *errors)
     if isinstance(run, Provenance):
         return run.methods or list(CORE)
-    if isinstance(run, System):
+    if isinstance(run, SystemFolder):
         return method_names(run.target)
     if isinstance(run, Checkpoint):
         return method_names(*_built(run.config), *run.methods, load_system(run.config.system).target)

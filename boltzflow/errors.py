@@ -10,6 +10,7 @@ __all__ = [
     "LowOverlapError",
     "NonFiniteEnergyError",
     "NormalisationError",
+    "NotAMoleculeError",
     "UnitError",
     "UnknownNameError",
     "UnsupportedForceError",
@@ -47,6 +48,10 @@ class FormatError(BoltzflowError, ValueError):
 
 class NormalisationError(BoltzflowError, ValueError):
     """An ensemble does not carry the normalisation that the estimate needs."""
+
+
+class NotAMoleculeError(BoltzflowError, AttributeError):
+    """A system with atoms was needed, and this one is an analytic energy."""
 
 
 class UnknownNameError(BoltzflowError, KeyError):

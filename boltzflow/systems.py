@@ -1,6 +1,7 @@
 """Physical systems, one folder each: the registry is the folder listing, and any folder of a user works as well."""
 
 import hashlib
+import json
 import logging
 import os
 from dataclasses import dataclass, field, replace
@@ -12,12 +13,20 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from boltzflow import targets
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.coordinates.constraints import Constraints
 from boltzflow.coordinates.links import fragment_links
 from boltzflow.coordinates.sector import LabelSector
 from boltzflow.coordinates.zmatrix import ZMatrix
-from boltzflow.errors import CheckpointMismatchError, FormatError, UnknownNameError, UnsupportedForceError, nearest
+from boltzflow.errors import (
+    CheckpointMismatchError,
+    FormatError,
+    NotAMoleculeError,
+    UnknownNameError,
+    UnsupportedForceError,
+    nearest,
+)
 from boltzflow.forcefield.compiled import CompiledForceField
 from boltzflow.forcefield.potential import ForceField
 from boltzflow.forcefield.serialized import SerializedSystem, read_serialized
@@ -25,18 +34,31 @@ from boltzflow.generators.families import build_generator
 from boltzflow.generators.generator import Generator
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
 from boltzflow.io.config import RunConfig, load_config
+from boltzflow.run import make_rng
 from boltzflow.targets.molecule import MoleculeTarget, as_temperature
+from boltzflow.targets.target import Target
 
 if TYPE_CHECKING:
     from boltzflow.ensemble import Ensemble
 
-__all__ = ["System", "SystemDefinition", "cache_folder", "list_systems", "load_system", "probe_positions"]
+__all__ = [
+    "AnalyticSystem",
+    "System",
+    "SystemDefinition",
+    "SystemFolder",
+    "cache_folder",
+    "list_systems",
+    "load_system",
+    "probe_positions",
+]
 
 logger = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parent
 ENERGY_TOLERANCE = 1e-6
 """Largest |ΔU|/max(1, |U|) between a recorded and a computed energy."""
+N_EXACT = 10_000
+"""Exact samples that stand in for a reference ensemble."""
 
 
 class SystemDefinition(BaseModel):
@@ -46,7 +68,11 @@ class SystemDefinition(BaseModel):
 
     name: str
     description: str
-    temperature: float = Field(gt=0, description="K")
+    temperature: float | None = Field(None, gt=0, description="K; None for an analytic target.")
+    target: str | None = Field(
+        None, description="Analytic energy, by its name in boltzflow.targets; None = a molecule."
+    )
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the analytic target.")
     system: str = Field("system.xml", description="Serialised openmm.System.")
     topology: str = Field("topology.pdb", description="Topology, with a relaxed structure that fixes the sector.")
     data: str | None = Field(None, description="Folder of references and checkpoints; None = the one that ships.")
@@ -56,7 +82,147 @@ class SystemDefinition(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class System:
+class SystemFolder:
+    """What every system has: a definition, a Target, recipes, and the checkpoints and references that ship.
+
+    Args:
+        folder: Holds `system.yaml` and `recipes/`.
+        definition: What `system.yaml` says.
+        temperature: In K; None where the energy is in kT from the start.
+        dtype: Of the arithmetic of the energy; energies are float64 on return in either case.
+    """
+
+    folder: Path
+    definition: SystemDefinition
+    temperature: float | None
+    dtype: torch.dtype = field(default=torch.float64)
+
+    @property
+    def name(self) -> str:
+        """Name, with "@T" when the temperature is not the system's own; `load_system` reads it back."""
+        own = self.definition.temperature
+        return self.definition.name if self.temperature == own else f"{self.definition.name}@{self.temperature:.10g}"
+
+    @property
+    def source(self) -> str:
+        """What `load_system` finds it by: its name if it ships, else its folder, with "@T" as in `name`."""
+        if self.folder.parent == _shipped("systems"):
+            return self.name
+        return str(self.folder) if self.temperature is None else f"{self.folder}@{self.temperature:.10g}"
+
+    @property
+    def description(self) -> str:
+        """One sentence."""
+        return self.definition.description
+
+    @property
+    def data_folder(self) -> Path:
+        """Where its reference ensemble and its checkpoints are."""
+        if self.definition.data is not None:
+            return self.folder / self.definition.data
+        return _shipped("data") / self.definition.name
+
+    @property
+    def recipes(self) -> list[str]:
+        """Names of the run configurations that come with the system."""
+        return sorted(path.stem for path in (self.folder / "recipes").glob("*.yaml"))
+
+    def recipe(self, name: str | None = None) -> RunConfig:
+        """Read a run configuration that comes with the system.
+
+        Args:
+            name: By default the one that made the shipped checkpoint.
+
+        Raises:
+            UnknownNameError: If there is none of that name.
+        """
+        name = name or self.definition.recipe
+        if name not in self.recipes:
+            hint = nearest(str(name), self.recipes)
+            raise UnknownNameError(f"system {self.definition.name} has no recipe {name!r}; {hint}")
+        return load_config(self.folder / "recipes" / f"{name}.yaml")
+
+    @property
+    def checkpoint_path(self) -> Path | None:
+        """The shipped checkpoint of the default recipe; None if there is none."""
+        path = self.data_folder / "checkpoint.pt"
+        return path if path.is_file() else None
+
+    def load_generator(
+        self,
+        recipe: str | None = None,
+        *,
+        checkpoint: str | os.PathLike | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Generator:
+        """Load a trained Generator, with averaged parameters and in evaluation mode.
+
+        Args:
+            recipe: Whose shipped checkpoint to load; by default that of the system's default recipe.
+            checkpoint: Another checkpoint file of this system.
+            dtype: Of parameters and samples; log-weights are float64 in either case.
+            device: Where it runs.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            UnknownNameError: If there is no such recipe.
+            CheckpointMismatchError: If the checkpoint is damaged or belongs to another system.
+        """
+        path = Path(checkpoint) if checkpoint is not None else self.find_checkpoint(recipe)
+        return self.generator_from(load_checkpoint(path, self), dtype=dtype, device=device)
+
+    def generator_from(
+        self, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Generator:
+        """Build the Generator of a checkpoint that was read by `load_checkpoint`."""
+        if checkpoint.fingerprint != self.fingerprint:
+            raise CheckpointMismatchError(
+                f"the checkpoint is for {checkpoint.system!r}, not for {self.name!r}; load that system."
+            )
+        # at its own temperature, which the constants of the model are made from; weights are for any target
+        trained_for = (
+            self if checkpoint.temperature == self.temperature else replace(self, temperature=checkpoint.temperature)
+        )
+        generator = build_generator(trained_for, checkpoint.config.generator, dtype=dtype, device=device)
+        checkpoint.load_into(generator)
+        generator.trained_by = checkpoint.methods
+        return generator.eval()
+
+    def find_checkpoint(self, recipe: str | None = None) -> Path:
+        """The shipped checkpoint of a recipe.
+
+        Raises:
+            UnknownNameError: If there is no such recipe.
+            FileNotFoundError: If it has no checkpoint.
+        """
+        if recipe is not None:
+            self.recipe(recipe)
+        default = recipe is None or recipe == self.definition.recipe
+        path = self.data_folder / ("checkpoint.pt" if default else f"checkpoint-{recipe}.pt")
+        if not path.is_file():
+            name = recipe or self.definition.recipe or "RUN"
+            raise FileNotFoundError(
+                f"system {self.name}: no trained checkpoint {path}. Train one with "
+                f"`boltzflow train {self.folder / 'recipes' / (name + '.yaml')}` and sample from its run folder."
+            )
+        return path
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether `reference` gives an ensemble."""
+        return (self.data_folder / "reference.h5").is_file()
+
+    def reference(self) -> "Ensemble | None":
+        """The reference ensemble that ships; None if there is none."""
+        from boltzflow.ensemble import Ensemble
+
+        path = self.data_folder / "reference.h5"
+        return Ensemble.load(path) if path.is_file() else None
+
+
+@dataclass(frozen=True, eq=False)
+class System(SystemFolder):
     """A molecule under its force field at a temperature; everything heavy is made on first use.
 
     Args:
@@ -71,29 +237,6 @@ class System:
         >>> system.n_atoms, system.dimension, system.temperature
         (22, 60, 300.0)
     """
-
-    folder: Path
-    definition: SystemDefinition
-    temperature: float
-    dtype: torch.dtype = field(default=torch.float64)
-
-    @property
-    def name(self) -> str:
-        """Name, with "@T" when the temperature is not the system's own; `load_system` reads it back."""
-        own = self.definition.temperature
-        return self.definition.name if self.temperature == own else f"{self.definition.name}@{self.temperature:.10g}"
-
-    @property
-    def source(self) -> str:
-        """What `load_system` finds it by: its name if it ships, else its folder, with "@T" as in `name`."""
-        if self.folder.parent == _shipped("systems"):
-            return self.name
-        return f"{self.folder}@{self.temperature:.10g}"
-
-    @property
-    def description(self) -> str:
-        """One sentence."""
-        return self.definition.description
 
     @cached_property
     def _structure(self) -> Any:
@@ -257,105 +400,92 @@ class System:
         target.add_module("label_sector", self.sector)
         return target
 
-    @property
-    def data_folder(self) -> Path:
-        """Where its reference ensemble and its checkpoints are."""
-        if self.definition.data is not None:
-            return self.folder / self.definition.data
-        return _shipped("data") / self.definition.name
 
-    @property
-    def recipes(self) -> list[str]:
-        """Names of the run configurations that come with the system."""
-        return sorted(path.stem for path in (self.folder / "recipes").glob("*.yaml"))
+@dataclass(frozen=True, eq=False)
+class AnalyticSystem(SystemFolder):
+    """An energy in kT that `boltzflow.targets` has in closed form, named by `target` in `system.yaml`.
 
-    def recipe(self, name: str | None = None) -> RunConfig:
-        """Read a run configuration that comes with the system.
+    It has no atoms: what needs a molecule is refused by name.
 
-        Args:
-            name: By default the one that made the shipped checkpoint.
+    Example:
+        >>> from boltzflow import load_system
+        >>> system = load_system("snf_double_well")
+        >>> system.dimension, round(system.target.log_z, 4)
+        (2, 10.2935)
+    """
 
-        Raises:
-            UnknownNameError: If there is none of that name.
-        """
-        name = name or self.definition.recipe
-        if name not in self.recipes:
-            hint = nearest(str(name), self.recipes)
-            raise UnknownNameError(f"system {self.definition.name} has no recipe {name!r}; {hint}")
-        return load_config(self.folder / "recipes" / f"{name}.yaml")
-
-    @property
-    def checkpoint_path(self) -> Path | None:
-        """The shipped checkpoint of the default recipe; None if there is none."""
-        path = self.data_folder / "checkpoint.pt"
-        return path if path.is_file() else None
-
-    def load_generator(
-        self,
-        recipe: str | None = None,
-        *,
-        checkpoint: str | os.PathLike | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Generator:
-        """Load a trained Generator, with averaged parameters and in evaluation mode.
-
-        Args:
-            recipe: Whose shipped checkpoint to load; by default that of the system's default recipe.
-            checkpoint: Another checkpoint file of this system.
-            dtype: Of parameters and samples; log-weights are float64 in either case.
-            device: Where it runs.
-
-        Raises:
-            FileNotFoundError: If there is no such checkpoint.
-            UnknownNameError: If there is no such recipe.
-            CheckpointMismatchError: If the checkpoint is damaged or belongs to another system.
-        """
-        path = Path(checkpoint) if checkpoint is not None else self.find_checkpoint(recipe)
-        return self.generator_from(load_checkpoint(path, self), dtype=dtype, device=device)
-
-    def generator_from(
-        self, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> Generator:
-        """Build the Generator of a checkpoint that was read by `load_checkpoint`."""
-        if checkpoint.fingerprint != self.fingerprint:
-            raise CheckpointMismatchError(
-                f"the checkpoint is for {checkpoint.system!r}, not for {self.name!r}; load that system."
+    def __getattr__(self, name: str) -> Any:
+        """Say of what only molecules have that this system has none."""
+        if not name.startswith("_") and hasattr(System, name):
+            raise NotAMoleculeError(
+                f"system {self.definition.name} is the analytic energy {self.definition.target}, which has no "
+                f"{name.replace('_', ' ')}: simulations, force fields and torsions need a molecule. Train and sample a "
+                "Generator instead, or draw exact samples from its target where it has a sampler."
             )
-        # at its own temperature, which the constants of the model are made from; weights are for any target
-        trained_for = (
-            self if checkpoint.temperature == self.temperature else replace(self, temperature=checkpoint.temperature)
-        )
-        generator = build_generator(trained_for, checkpoint.config.generator, dtype=dtype, device=device)
-        checkpoint.load_into(generator)
-        generator.trained_by = checkpoint.methods
-        return generator.eval()
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
-    def find_checkpoint(self, recipe: str | None = None) -> Path:
-        """The shipped checkpoint of a recipe.
+    @property
+    def dimension(self) -> int:
+        """Degrees of freedom."""
+        return self.target.dimension
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the target and its arguments."""
+        return hashlib.sha256(
+            json.dumps([self.definition.target, self.definition.arguments], sort_keys=True).encode()
+        ).hexdigest()
+
+    @cached_property
+    def target(self) -> Target:
+        """The Target, under the name of the system.
 
         Raises:
-            UnknownNameError: If there is no such recipe.
-            FileNotFoundError: If it has no checkpoint.
+            UnknownNameError: If `boltzflow.targets` has none of that name.
+            FormatError: If it does not take the arguments.
         """
-        if recipe is not None:
-            self.recipe(recipe)
-        default = recipe is None or recipe == self.definition.recipe
-        path = self.data_folder / ("checkpoint.pt" if default else f"checkpoint-{recipe}.pt")
-        if not path.is_file():
-            name = recipe or self.definition.recipe or "RUN"
-            raise FileNotFoundError(
-                f"system {self.name}: no trained checkpoint {path}. Train one with "
-                f"`boltzflow train {self.folder / 'recipes' / (name + '.yaml')}` and sample from its run folder."
+        known = [n for n in targets.__all__ if callable(getattr(targets, n)) and not _is_abstract(getattr(targets, n))]
+        if self.definition.target not in known:
+            raise UnknownNameError(
+                f"system {self.definition.name}: unknown target {self.definition.target!r}; "
+                f"{nearest(str(self.definition.target), known)}"
             )
-        return path
+        try:
+            target = getattr(targets, self.definition.target)(**self.definition.arguments)
+        except (TypeError, ValueError) as error:
+            raise FormatError(
+                f"system {self.definition.name}: {self.definition.target} does not take the arguments "
+                f"{self.definition.arguments}: {error}"
+            ) from None
+        target.name = self.name
+        return target.to(self.dtype)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether `reference` gives an ensemble."""
+        return super().has_reference or type(self.target).sample is not Target.sample
 
     def reference(self) -> "Ensemble | None":
-        """The reference ensemble that ships; None if there is none."""
-        from boltzflow.ensemble import Ensemble
+        """The reference ensemble that ships, else exact samples where the Target has a sampler; None otherwise."""
+        from boltzflow.ensemble import Ensemble, Provenance
 
-        path = self.data_folder / "reference.h5"
-        return Ensemble.load(path) if path.is_file() else None
+        if super().has_reference or not self.has_reference:
+            return super().reference()
+        with torch.no_grad():
+            state = self.target.sample(N_EXACT, make_rng(0))
+            energies = self.target.reduced_energy(state)
+        return Ensemble(
+            samples={name: state[name] for name in self.target.fields},
+            spaces=self.target.fields,
+            log_weights=torch.zeros(N_EXACT, dtype=torch.float64),
+            reduced_energies=energies,
+            target=self.name,
+            provenance=Provenance(seed=0, extra={"system": self.name, "source": self.source, "exact": True}),
+        )
+
+
+def _is_abstract(thing: Any) -> bool:
+    return thing in {targets.Base, targets.Target, targets.MoleculeTarget}
 
 
 def probe_positions(positions: Float[Tensor, "n_atoms 3"], n: int) -> Float[Tensor, "n n_atoms 3"]:
@@ -373,7 +503,9 @@ def probe_positions(positions: Float[Tensor, "n_atoms 3"], n: int) -> Float[Tens
     return positions + (0.002 * k * torch.sin((k + 1) * m)).reshape(n, *positions.shape)
 
 
-def load_system(name: str | os.PathLike, *, temperature: Any = None, dtype: torch.dtype = torch.float64) -> System:
+def load_system(
+    name: str | os.PathLike, *, temperature: Any = None, dtype: torch.dtype = torch.float64
+) -> System | AnalyticSystem:
     """Load a system by name or folder.
 
     Args:
@@ -383,7 +515,8 @@ def load_system(name: str | os.PathLike, *, temperature: Any = None, dtype: torc
 
     Raises:
         UnknownNameError: If there is no such system (the nearest are named).
-        FormatError: If its `system.yaml` has an unknown key or a wrong value, or a file is missing.
+        FormatError: If its `system.yaml` has an unknown key or a wrong value, a file is missing, or an analytic
+            system is asked for at a temperature.
 
     Example:
         >>> load_system("alanine_dipeptide@350").temperature
@@ -399,6 +532,14 @@ def load_system(name: str | os.PathLike, *, temperature: Any = None, dtype: torc
         text = os.fspath(name)
     folder = _find(text)
     definition = _read_definition(folder / "system.yaml")
+    if definition.target is not None:
+        if temperature is not None or definition.temperature is not None:
+            raise FormatError(
+                f"system {definition.name}: an analytic target is in kT and has no temperature; leave it out."
+            )
+        return AnalyticSystem(folder, definition, None, dtype)
+    if definition.temperature is None:
+        raise FormatError(f"{folder / 'system.yaml'}: key 'temperature' is missing; a molecule has one, in K.")
     missing = [file for file in (definition.system, definition.topology) if not (folder / file).is_file()]
     if missing:
         raise FormatError(f"system folder {folder}: {' and '.join(missing)} missing, named by its system.yaml.")

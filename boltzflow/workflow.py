@@ -27,7 +27,7 @@ from boltzflow.simulation import ChainResult, series_diagnostics
 from boltzflow.simulation.frames import Frames, chains_to_ensemble
 from boltzflow.simulation.settings import complete, molecule_tempering, n_sweeps, records
 from boltzflow.state import State
-from boltzflow.systems import System, load_system
+from boltzflow.systems import AnalyticSystem, SystemFolder, load_system
 from boltzflow.targets.target import Target
 from boltzflow.training import Trainer, TrainingState
 
@@ -43,7 +43,7 @@ SAVE_SIMULATION_EVERY = 300.0
 
 
 def simulate(
-    system: System, settings: SimulationConfig, *, path: str | Path | None = None, progress: bool | None = None
+    system: SystemFolder, settings: SimulationConfig, *, path: str | Path | None = None, progress: bool | None = None
 ) -> Ensemble:
     """Make a reference ensemble by parallel tempering or molecular dynamics.
 
@@ -71,7 +71,7 @@ def simulate(
     return ensemble
 
 
-def _dynamics(system: System, settings: SimulationConfig, path: str | Path | None, *, show: bool) -> Ensemble:
+def _dynamics(system: SystemFolder, settings: SimulationConfig, path: str | Path | None, *, show: bool) -> Ensemble:
     # here, because it needs OpenMM
     from boltzflow.simulation.molecular_dynamics import molecular_dynamics
 
@@ -93,7 +93,7 @@ def _dynamics(system: System, settings: SimulationConfig, path: str | Path | Non
     return chains_to_ensemble(system, result, method="md", seed=settings.seed, wanted=n_frames * settings.chains)
 
 
-def _tempering(system: System, settings: SimulationConfig, path: str | Path | None, *, show: bool) -> Ensemble:
+def _tempering(system: SystemFolder, settings: SimulationConfig, path: str | Path | None, *, show: bool) -> Ensemble:
     simulation = molecule_tempering(system, settings, device=settings.device, seed=settings.seed)
     n_records = records(settings, dimension=system.dimension)
     frames = Frames(system)
@@ -146,13 +146,13 @@ def _tempering(system: System, settings: SimulationConfig, path: str | Path | No
 
 
 def training_data(
-    ensemble: Ensemble, system: System, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ensemble: Ensemble, system: SystemFolder, *, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> State:
     """Rows of an ensemble as training data: relabelled into the system's sector, the rest left out.
 
     Args:
         ensemble: Frames of the system, e.g. from `boltzflow simulate`; resampled to equal weights if it has others.
-        system: Its `sector` says which labelling the model covers.
+        system: Its `sector` says which labelling the model covers; analytic systems have none.
         dtype: Of the returned State.
         device: Of the returned State.
 
@@ -163,6 +163,8 @@ def training_data(
     if np.ptp(ensemble.log_weights) > 0:
         logger.info("training data: resampled to equal weights, %.0f effective of %d", ensemble.ess(), len(ensemble))
         ensemble = ensemble.resample(len(ensemble), seed=0)
+    if isinstance(system, AnalyticSystem):
+        return _analytic_data(ensemble, system, dtype=dtype, device=device)
     # the sector may have moved to a device together with the Target
     where = next(system.sector.buffers()).device
     positions = ensemble.to_state(device=where, dtype=dtype)["positions"]
@@ -185,6 +187,20 @@ def training_data(
         int((~inside).sum()),
     )
     return State({"positions": positions[inside].to(device)}, system.target.fields)
+
+
+def _analytic_data(
+    ensemble: Ensemble, system: AnalyticSystem, *, dtype: torch.dtype, device: torch.device | str
+) -> State:
+    state, fields = ensemble.to_state(device=device, dtype=dtype), system.target.fields
+    shapes = {name: space.shape for name, space in state.spaces.items()}
+    expected = {name: space.shape for name, space in fields.items()}
+    if shapes != expected:
+        raise CheckpointMismatchError(
+            f"training data: expected the fields and shapes {expected} of {system.name}, got {shapes}; these samples "
+            "are of another system."
+        )
+    return State({name: state[name] for name in fields}, fields)
 
 
 def train(
@@ -228,7 +244,8 @@ def train(
         ensemble = Ensemble.load(config.objective.data) if config.objective.data else system.reference()
         if ensemble is not None:
             data = training_data(ensemble, system, dtype=dtype, device=settings.device)
-            digest = hashlib.sha256(ensemble.samples["positions"].tobytes()).hexdigest()
+            fields = (ensemble.samples[name] for name in sorted(system.target.fields))
+            digest = hashlib.sha256(b"".join(values.tobytes() for values in fields)).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     metrics = folder / "metrics.jsonl"
     continues = resume and checkpoint_file.exists()
@@ -277,7 +294,7 @@ def train(
     return generator.eval()
 
 
-def _earlier_stage(path: str | Path, system: System, config: RunConfig) -> Checkpoint:
+def _earlier_stage(path: str | Path, system: SystemFolder, config: RunConfig) -> Checkpoint:
     earlier = load_checkpoint(path, system)
     mine, theirs = config.generator.model_dump(), earlier.config.generator.model_dump()
     if mine != theirs:
@@ -286,7 +303,7 @@ def _earlier_stage(path: str | Path, system: System, config: RunConfig) -> Check
     return earlier
 
 
-def _restore(trainer: Trainer, path: Path, system: System, config: RunConfig, digest: str | None) -> None:
+def _restore(trainer: Trainer, path: Path, system: SystemFolder, config: RunConfig, digest: str | None) -> None:
     checkpoint = load_checkpoint(path, system)
     # More steps may be asked for than the run had; everything else must be the same to give the unbroken run's result.
     mine, theirs = (

@@ -26,11 +26,22 @@ SHIPPED = {
     "trialanine": (33, 93, 310.0),
     "trp_cage": (304, 906, 300.0),
 }
+# dimension and log Z of energies in closed form
+ANALYTIC = {"snf_double_well": (2, 10.293480)}
 BOXES = [name for name in SHIPPED if name.endswith("_box")]
 
 
 def test_all_are_listed():
-    assert list_systems() == sorted(SHIPPED)
+    assert list_systems() == sorted([*SHIPPED, *ANALYTIC])
+
+
+@pytest.mark.parametrize("name", ANALYTIC)
+def test_analytic_systems_have_their_size_and_log_z(name):
+    system = load_system(name)
+    assert (system.dimension, pytest.approx(system.target.log_z, abs=1e-6)) == ANALYTIC[name]
+    for recipe in system.recipes:
+        assert system.recipe(recipe).system == name
+    assert (system.folder / "README.md").is_file()
 
 
 @pytest.fixture(scope="module", params=sorted(SHIPPED))

@@ -11,7 +11,7 @@ import torch
 
 from boltzflow.errors import FormatError, UnknownNameError
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
-from boltzflow.systems import System, list_systems, load_system
+from boltzflow.systems import SystemFolder, list_systems, load_system
 from boltzflow.transitions.compiled import uncompiled
 from boltzflow.workflow import path_log_weights
 
@@ -46,7 +46,7 @@ FEW_ROWS = 50_000
 class Trained:
     """A system with a trained checkpoint of it."""
 
-    system: System
+    system: SystemFolder
     checkpoint: Checkpoint
     path: Path
 
@@ -141,12 +141,12 @@ def run_folder(run: Path) -> Path:
     return Path("runs", run.stem)
 
 
-def is_shipped(system: System) -> bool:
+def is_shipped(system: SystemFolder) -> bool:
     """Whether a system comes with the package, rather than from a folder of the user."""
     return system.folder.name in list_systems() and load_system(system.folder.name).folder == system.folder
 
 
-def checkpoint_of(ensemble: "Ensemble", system: System) -> Path | None:
+def checkpoint_of(ensemble: "Ensemble", system: SystemFolder) -> Path | None:
     """The checkpoint that made an ensemble, if it is still where it was or is the one that ships; else None."""
     recorded = ensemble.provenance.extra
     for path in (recorded.get("checkpoint"), system.checkpoint_path):
@@ -155,7 +155,7 @@ def checkpoint_of(ensemble: "Ensemble", system: System) -> Path | None:
     return None
 
 
-def system_of(ensemble: "Ensemble") -> System | None:
+def system_of(ensemble: "Ensemble") -> SystemFolder | None:
     """The system that an ensemble was made of, if it is known here."""
     try:
         return load_system(ensemble.provenance.extra.get("source", ensemble.target))
@@ -163,7 +163,7 @@ def system_of(ensemble: "Ensemble") -> System | None:
         return None
 
 
-def reference_of(ensemble: "Ensemble", system: System | None, file: Path | None) -> "Ensemble | None":
+def reference_of(ensemble: "Ensemble", system: SystemFolder | None, file: Path | None) -> "Ensemble | None":
     """The reference ensemble of a file, else the one that comes with the system if it is of the same target."""
     from boltzflow.ensemble import Ensemble
 
@@ -176,7 +176,7 @@ def reference_of(ensemble: "Ensemble", system: System | None, file: Path | None)
     return found
 
 
-def paths_of(ensemble: "Ensemble", reference: "Ensemble", system: System | None) -> "Tensor":
+def paths_of(ensemble: "Ensemble", reference: "Ensemble", system: SystemFolder | None) -> "Tensor":
     """Log-weights of a reference traced back through the generator that made the ensemble.
 
     Raises:

@@ -98,11 +98,11 @@ def _read(what: str, pdb: Path | None) -> _Checked:
 
 def _of_folder(what: str) -> _Checked:
     system = load_system(what)
-    source = read_structure(system.folder / system.definition.topology)
     try:
         potential = system.potential  # with the parameters from the cache, if they are there
     except UnsupportedForceError:
         potential = None
+    source = read_structure(system.folder / system.definition.topology)
     names = tuple(atom_name(atom) for atom in source.topology.atoms())
     return _Checked(system.name, system.openmm_system, torch.from_numpy(source.positions), names, potential)
 

@@ -16,7 +16,7 @@ from boltzflow.cli.app import command
 from boltzflow.cli.common import as_seed, find_trained, positive, run_folder
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import FormatError, UnitError
-from boltzflow.systems import System, load_system
+from boltzflow.systems import SystemFolder, load_system
 
 __all__ = ["free_energy"]
 
@@ -104,7 +104,7 @@ def free_energy(
     _print_systems(found, unit, temperatures[0], as_json=as_json)
 
 
-def _system(name: str) -> tuple[System, Path | None]:
+def _system(name: str) -> tuple[SystemFolder, Path | None]:
     """A system, and the checkpoint of the run that names it."""
     folder = run_folder(Path(name))
     if (

@@ -16,7 +16,7 @@ from boltzflow.cli.common import checkpoint_of, output_file, paths_of, reference
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import FormatError
 from boltzflow.io.checkpoint import load_checkpoint
-from boltzflow.systems import System
+from boltzflow.systems import AnalyticSystem, SystemFolder
 
 __all__ = ["report"]
 
@@ -63,7 +63,7 @@ def report(
     typer.echo(f"{output}: {size:.1f} MB, {seconds:.1f} s; open it in a browser")
 
 
-def _paths(ensemble: Ensemble, reference: Ensemble, system: System | None) -> Any:
+def _paths(ensemble: Ensemble, reference: Ensemble, system: SystemFolder | None) -> Any:
     """Paths of the reference through the generator, where there is one; without them there is no forward ESS."""
     if ensemble.normalisation == "none":
         return None
@@ -74,9 +74,16 @@ def _paths(ensemble: Ensemble, reference: Ensemble, system: System | None) -> An
         return None
 
 
-def _details(system: System | None) -> dict[str, str]:
+def _details(system: SystemFolder | None) -> dict[str, str]:
     if system is None:
         return {}
+    if isinstance(system, AnalyticSystem):
+        return {
+            "description": system.description,
+            "dimension": f"{system.dimension} degrees of freedom",
+            "energy": f"boltzflow.targets.{system.definition.target}, in closed form",
+            "measure": system.target.measure,
+        }
     return {
         "description": system.description,
         "atoms and dimension": f"{system.n_atoms} atoms, {system.dimension} degrees of freedom",
@@ -85,6 +92,6 @@ def _details(system: System | None) -> dict[str, str]:
     }
 
 
-def _training(ensemble: Ensemble, system: System | None) -> dict[str, Any] | None:
+def _training(ensemble: Ensemble, system: SystemFolder | None) -> dict[str, Any] | None:
     path = None if system is None else checkpoint_of(ensemble, system)
     return None if path is None else dict(load_checkpoint(path, system).cost)

@@ -12,7 +12,7 @@ from boltzflow.cli.common import as_device, as_seed, find_trained, output_file
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import FormatError, UnknownNameError
 from boltzflow.io.config import RunConfig, SimulationConfig, load_config
-from boltzflow.systems import System, load_system
+from boltzflow.systems import SystemFolder, load_system
 from boltzflow.workflow import simulate as simulate_to_file
 
 __all__ = ["simulate"]
@@ -113,7 +113,7 @@ def _checkpoint_file(moves: str) -> str:
     return str(path.resolve())
 
 
-def _default_output(config: RunConfig, system: System) -> Path:
+def _default_output(config: RunConfig, system: SystemFolder) -> Path:
     """Where the next command looks for it."""
     if config.objective.data is not None:
         return Path(config.objective.data)

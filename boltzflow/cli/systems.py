@@ -19,12 +19,12 @@ def systems(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
         system = load_system(name)
         found[name] = {
             "description": system.description,
-            "atoms": system.n_atoms,
+            "atoms": getattr(system, "n_atoms", None),
             "dimension": system.dimension,
             "temperature": system.temperature,
             "recipes": system.recipes,
             "checkpoint": system.checkpoint_path is not None,
-            "reference": (system.data_folder / "reference.h5").is_file(),
+            "reference": system.has_reference,
         }
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -32,9 +32,10 @@ def systems(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
     width = max(map(len, found))
     typer.echo(f"{'name':<{width}}  {'atoms':>5} {'dim':>5} {'T / K':>7}  {'checkpoint':<10} {'reference':<9}  recipes")
     for name, s in found.items():
+        kelvin = "-" if s["temperature"] is None else f"{s['temperature']:g}"
         marks = ["yes" if s[key] else "-" for key in ("checkpoint", "reference")]
         typer.echo(
-            f"{name:<{width}}  {s['atoms']:>5} {s['dimension']:>5} {s['temperature']:>7g}  {marks[0]:<10} "
+            f"{name:<{width}}  {s['atoms'] or '-':>5} {s['dimension']:>5} {kelvin:>7}  {marks[0]:<10} "
             f"{marks[1]:<9}  {', '.join(s['recipes'])}"
         )
         typer.echo(f"    {s['description']}")

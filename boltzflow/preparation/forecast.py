@@ -24,7 +24,7 @@ from boltzflow.preparation.recipes import recipes_for
 from boltzflow.simulation.molecule import single_bond_axes
 from boltzflow.simulation.settings import complete, forces_per_sweep, ladder, molecule_tempering, n_sweeps, records
 from boltzflow.state import State
-from boltzflow.systems import System
+from boltzflow.systems import System, SystemFolder
 from boltzflow.training import Trainer
 from boltzflow.transitions.torsion_move import rotatable_axes
 
@@ -116,7 +116,7 @@ class Forecast:
     seconds: float
 
 
-def forecast(system: System, *, device: torch.device | str = "cpu") -> Forecast:
+def forecast(system: SystemFolder, *, device: torch.device | str = "cpu") -> Forecast:
     """Measure a system on this machine, and work out what its recipes cost.
 
     Energies are timed for several batches, threads and dtypes; sweeps of parallel tempering and steps of training at
