@@ -6,7 +6,6 @@ python benchmarks/forcefield.py [--threads 1] [--output results.json]
 import argparse
 import functools
 import os
-from pathlib import Path
 
 import openmm
 import torch
@@ -14,16 +13,15 @@ from _record import best_seconds, record
 from openmm import app, unit
 
 from boltzflow.forcefield import OpenMMPotential, from_openmm
+from boltzflow.systems import load_system
 
-FOLDER = Path(__file__).parents[1] / "systems" / "alanine_dipeptide"
 
-
-def systems() -> dict[str, openmm.System]:
-    topology = app.PDBFile(str(FOLDER / "topology.pdb")).topology
-    return {
-        "alanine_dipeptide (ff96, OBC1 as CustomGBForce)": openmm.XmlSerializer.deserialize(
-            (FOLDER / "system.xml").read_text()
-        ),
+def systems() -> dict[str, tuple[openmm.System, torch.Tensor]]:
+    """Systems and structures."""
+    alanine, chignolin = load_system("alanine_dipeptide"), load_system("chignolin")
+    topology = app.PDBFile(str(alanine.folder / "topology.pdb")).topology
+    found = {
+        "alanine_dipeptide (ff96, OBC1 as CustomGBForce)": alanine.openmm_system,
         "the same molecule (ff99SB-ILDN, OBC2 as GBSAOBCForce)": app.ForceField(
             "amber99sbildn.xml", "amber99_obc.xml"
         ).createSystem(topology),
@@ -31,6 +29,10 @@ def systems() -> dict[str, openmm.System]:
             "amber19-all.xml", "implicit/gbn2.xml"
         ).createSystem(topology),
         "the same molecule (ff99SB-ILDN, vacuum)": app.ForceField("amber99sbildn.xml").createSystem(topology),
+    }
+    found = {name: (system, alanine.positions) for name, system in found.items()}
+    return found | {
+        "chignolin (ff14SB, OBC1 as CustomGBForce, cutoff 2 nm)": (chignolin.openmm_system, chignolin.positions)
     }
 
 
@@ -82,7 +84,7 @@ def torch_rates(system: openmm.System, positions: torch.Tensor, device: str) -> 
         for kind, forcefield in kinds.items():
             for batch in (256, 1024, len(positions)):
                 x = positions[:batch].to(device, dtype)
-                if kind == "eager" and device == "cpu" and batch > 1024:
+                if kind == "eager" and device == "cpu" and batch * x.shape[1] > 40_000:
                     continue
                 seconds = best_seconds(lambda f=forcefield, x=x: f.energy_and_force(x), synchronise=device != "cpu")
                 rates[f"{kind} {str(dtype).removeprefix('torch.')} batch {batch}"] = batch / seconds
@@ -102,13 +104,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    minimised = torch.tensor(
-        app.PDBFile(str(FOLDER / "topology.pdb")).getPositions(asNumpy=True).value_in_unit(unit.nanometer)
-    )
-    noise = torch.randn(16384, 22, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    positions = minimised + 0.005 * noise
     results = {"unit": "energies with forces per second", "device": arguments.device}
-    for name, system in systems().items():
+    for name, (system, minimised) in systems().items():
+        rng = torch.Generator().manual_seed(0)
+        positions = minimised + 0.005 * torch.randn(16384, *minimised.shape, generator=rng, dtype=torch.float64)
         loops = {}
         for platform in ("Reference", "CPU"):
             loops[platform] = openmm_loop(system, positions[:256], platform)

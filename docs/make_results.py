@@ -190,6 +190,45 @@ def forcefield() -> str:
     return table(("energies with forces per second", *systems), rows)
 
 
+def scaling() -> str:
+    """Energies with forces per second against atoms and batch."""
+    found = load("forcefield_scaling")
+    gpu = [
+        (f"{name}, one H200, floor {floor} /s", *(["not measured (no GPU)"] + [""] * 7))
+        for name, floor in (("alanine dipeptide", "10⁷"), ("chignolin", "2.5·10⁵"))
+    ]
+    head = ("energies with forces per second, one thread", "atoms", "OpenMM", "eager, batch 1", "compiled, batch 1")
+    head += ("compiled, batch 16", "compiled, best", "compiled float32, best", "peak memory / bound")
+    rows: list[Row] = []
+    for name, r in ({} if found is None else found["results"]).items():
+        if not isinstance(r, dict):
+            continue
+        torch, loops = r["torch"], r["one OpenMM Context, one thread"]
+
+        def at(kind: str, batch: str, rates: dict = torch) -> str:
+            value = rates[kind].get(batch, "")
+            return value if isinstance(value, str) else number(value)
+
+        best = [
+            number(max(rate for rate in torch[kind].values() if not isinstance(rate, str)))
+            for kind in ("compiled float64", "compiled float32")
+        ]
+        memory = f"{r['memory']['peak'] / r['memory']['bound']:.2f}" if "memory" in r else ""
+        rows.append(
+            (
+                name,
+                str(r["atoms"]),
+                number(max(loops.values())),
+                at("eager float64", "1"),
+                at("compiled float64", "1"),
+                at("compiled float64", "16"),
+                *best,
+                memory,
+            )
+        )
+    return table(head, [*(rows or [(MISSING, *[""] * 8)]), *gpu])
+
+
 def parallel_tempering() -> str:
     """Force evaluations per second of parallel tempering."""
     found = load("parallel_tempering")
@@ -254,12 +293,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "flows": flows,
     "forcefield": forcefield,
+    "scaling": scaling,
     "parallel_tempering": parallel_tempering,
     "end_to_end": end_to_end,
     "difference": difference,
     "from alanine_dipeptide": lambda: provenance("alanine_dipeptide", "python benchmarks/alanine_dipeptide.py"),
     "from flows": lambda: provenance("flows", "python benchmarks/flows.py"),
     "from forcefield": lambda: provenance("forcefield", "python benchmarks/forcefield.py"),
+    "from scaling": lambda: provenance("forcefield_scaling", "python benchmarks/forcefield_scaling.py"),
     "from parallel_tempering": lambda: provenance("parallel_tempering", "python benchmarks/parallel_tempering.py"),
     "from end_to_end": lambda: provenance("end_to_end", "python benchmarks/end_to_end.py"),
     "from difference": lambda: provenance("force_field_difference", "python benchmarks/force_field_difference.py"),

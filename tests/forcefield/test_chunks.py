@@ -49,22 +49,32 @@ def test_boxes_go_with_their_conformations():
     torch.testing.assert_close(forcefield.energy_and_force(x)[0], forcefield(x), rtol=1e-12, atol=0)
 
 
-def test_the_bound_is_kept():
+_LOADED = {
+    "tip3p_box": "from tests.forcefield.waterbox import build, conformations\n"
+    "forcefield = from_openmm(build('tip3p', app.Ewald))\n"
+    "x, n = conformations('tip3p'), 24\n",
+    "chignolin": "from boltzflow import load_system\n"
+    "system = load_system('chignolin')\n"
+    "forcefield = from_openmm(system.openmm_system)\n"
+    "x, n = system.positions[None], 160\n",
+}
+
+
+@pytest.mark.parametrize("name", _LOADED)
+def test_the_bound_is_kept(name):
     """The most memory of a process that evaluates many times what the bound allows at once."""
     script = (
         "import resource, torch\n"
         "from openmm import app\n"
         "from boltzflow.forcefield import from_openmm\n"
-        "from tests.forcefield.waterbox import build, conformations\n"
         "torch.set_num_threads(1)\n"
-        "forcefield = from_openmm(build('tip3p', app.Ewald))\n"
+        f"{_LOADED[name]}"
         "forcefield.chunk_bytes = bound = 200 * 2**20\n"
-        "x = conformations('tip3p')\n"
         "peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "forcefield.energy_and_force(x[:1])\n"
         "before = peak()\n"
-        "forcefield.energy_and_force(x.repeat(8, 1, 1))\n"
-        "print(bound, peak() - before, 24 * forcefield._bytes)\n"
+        "forcefield.energy_and_force(x.repeat(n // len(x), 1, 1))\n"
+        "print(bound, peak() - before, n * forcefield._bytes)\n"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     bound, grown, needed = map(int, result.stdout.split())
