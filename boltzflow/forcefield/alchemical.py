@@ -175,17 +175,7 @@ def alchemical(
             raise ValueError(f"{name} must be between 0 and 1; found {number.item():g}")
         numbers[name] = number
     common = {"alchemical": inside.to(forcefield.device), **numbers}
-    terms = [_convert(term, common, softness) for term in forcefield.terms]
-    found = ForceField(
-        terms,
-        n_atoms=forcefield.n_atoms,
-        n_constraints=forcefield.n_constraints,
-        dtype=forcefield.dtype,
-        box=forcefield.box,
-        sites=forcefield.sites,
-    )
-    found.chunk_bytes = forcefield.chunk_bytes
-    return found.to(forcefield.device)
+    return forcefield.with_terms([_convert(term, common, softness) for term in forcefield.terms])
 
 
 def _convert(term: Term, common: dict[str, Tensor], softness: float) -> Term:

@@ -182,16 +182,19 @@ class ForceField(nn.Module):
             raise ValueError("parameters of several states are given; a force field has one: give them to forward")
         return states[0]
 
+    def with_terms(self, terms: Sequence[Term]) -> "ForceField":
+        """Return the force field of the same atoms with other terms."""
+        common = {"constraints": self.constraints, "dtype": self.dtype, "box": self._box, "sites": self.sites}
+        found = ForceField(terms, n_atoms=self.n_atoms, **common)
+        found.chunk_bytes = self.chunk_bytes
+        return found.to(self.device)
+
     def _states(self, parameters: Mapping[str, Tensor]) -> tuple[list["ForceField"], bool]:
         """Return a force field for each state, and whether the parameters have a dimension of states."""
         states, several = replaced_terms(list(self.terms), parameters)
-        found = []
-        for replaced in states:
-            terms = [replaced.get(index, term) for index, term in enumerate(self.terms)]
-            common = {"dtype": self.dtype, "box": self._box, "sites": self.sites}
-            state = ForceField(terms, n_atoms=self.n_atoms, constraints=self.constraints, **common)
-            state.chunk_bytes = self.chunk_bytes
-            found.append(state.to(self.device))
+        found = [
+            self.with_terms([replaced.get(index, term) for index, term in enumerate(self.terms)]) for replaced in states
+        ]
         return found, several
 
     def _energy(
