@@ -52,6 +52,9 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "TriangularAffine": (),
     "UnadjustedHMC": ("duane1987", "nilmeier2011"),
     "circular spline": ("rezende2020",),
+    "constant CESS schedule": ("zhou2016",),
+    "lineage error": ("chan2013", "lee2018"),
+    "population annealing": ("hukushima2003", "wang2015"),
     # objectives and training
     "AdamW": ("loshchilov2019",),
     "CoverageLikelihood": ("midgley2023",),
@@ -71,6 +74,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     # estimates
     "bar": ("bennett1976", "shirts2003"),
     "exp_free_energy": ("zwanzig1954", "jarzynski1997"),
+    "family_statistics": ("wang2015",),
     "kish_ess": ("kish1965",),
     "mbar": ("shirts2008",),
     "pareto_k": ("vehtari2024", "zhang2009"),

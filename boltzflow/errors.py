@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "AnnealingError",
     "BoltzflowError",
     "CheckpointMismatchError",
     "FormatError",
@@ -36,6 +37,10 @@ class NonFiniteEnergyError(BoltzflowError, ValueError):
 
 class LowOverlapError(BoltzflowError, ValueError):
     """Two ensembles overlap too little for the estimate that was asked for."""
+
+
+class AnnealingError(BoltzflowError, ValueError):
+    """An annealing schedule does not lead from the base to the target, or its moves stand still."""
 
 
 class CheckpointMismatchError(BoltzflowError, ValueError):

@@ -148,7 +148,7 @@ def test_generator_cites_what_it_holds_and_nothing_else():
     path = functools.partial(TemperedPath, beta_0=0.1)
     ensemble = Generator(Gaussian(2), steps, path=path).double().sample(100, target, seed=1)
     assert ensemble.provenance.methods == [
-        "Generator", "Gaussian", "SystematicResampling", "MALA", "TemperedPath", "DoubleWell"
+        "Generator", "Gaussian", "SystematicResampling", "MALA", "TemperedPath", "DoubleWell", "lineage error"
     ]  # fmt: skip
     found = keys(cite(ensemble))
     assert {"boltzflow", "kitagawa1996", "roberts1996", "neal2001", "vehtari2024"} <= found

@@ -1,15 +1,22 @@
 """Generators: a base and a sequence of Transitions, and families assembled from configurations."""
 
+from boltzflow.generators.annealing import annealed_importance, smc
 from boltzflow.generators.blocks import BLOCKS, stochastic_block
 from boltzflow.generators.families import build_generator, internal_spline_flow
 from boltzflow.generators.generator import Generator, GeneratorTarget, Trajectory
+from boltzflow.generators.schedule import Schedule, conditional_ess, find_schedule
 
 __all__ = [
     "BLOCKS",
     "Generator",
     "GeneratorTarget",
+    "Schedule",
     "Trajectory",
+    "annealed_importance",
     "build_generator",
+    "conditional_ess",
+    "find_schedule",
     "internal_spline_flow",
+    "smc",
     "stochastic_block",
 ]

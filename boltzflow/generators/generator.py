@@ -10,6 +10,7 @@ import torch
 from boltzflow._typing import Bool, Float64, Int, Tensor
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import NonFiniteEnergyError
+from boltzflow.generators.acceptance import reset_acceptance, warn_of_rejection
 from boltzflow.generators.shards import shard_ensemble
 from boltzflow.io.provenance import method_names
 from boltzflow.paths import GeometricPath, Path
@@ -336,6 +337,7 @@ class Generator(torch.nn.Module):
             raise ValueError(f"sample: expected batch_size >= 1, got {batch_size}.")
         n_shards = -(-n // batch_size)
         populations = n_shards >= 20
+        reset_acceptance(self.transitions)
         for shard in range(first, n_shards):
             rows = min(batch_size, n - shard * batch_size)
             started = time.perf_counter()
@@ -352,6 +354,7 @@ class Generator(torch.nn.Module):
                 seconds=time.perf_counter() - started,
                 methods=method_names(self, target),
             )
+        warn_of_rejection(self.transitions)
 
 
 class GeneratorTarget(Target):

@@ -1,5 +1,6 @@
 """Turn one batch of paths into an Ensemble shard: what failed is counted, what must not pass is raised."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from boltzflow.ensemble import Ensemble, Provenance
 from boltzflow.errors import NonFiniteEnergyError
 from boltzflow.run import Context
+from boltzflow.statistics.families import family_statistics
 from boltzflow.targets.bases import FramesBase
 from boltzflow.targets.target import Base, Target
 
@@ -52,6 +54,9 @@ def shard_ensemble(
         )
     n, end, lineage = len(log_weights), trajectory.end, trajectory.lineage
     groups = sizes = None
+    extra = {}
+    if lineage is not None and bool((log_weights > -torch.inf).any()):
+        extra = {"populations": [asdict(family_statistics(lineage, log_weights=log_weights))]}
     frames = trajectory.start["frame"] if isinstance(base, FramesBase) else None
     if frames is not None:
         # rows of one frame of the base depend on each other, whatever shard they are in
@@ -62,6 +67,7 @@ def shard_ensemble(
         groups, sizes = (
             (torch.zeros_like(lineage), torch.tensor([n])) if group_by_population else (lineage, torch.ones(n))
         )
+        methods = methods if group_by_population else [*methods, "lineage error"]
     n_failed = int(trajectory.n_failed)
     # every row that failed and is still there has weight zero
     n_nonfinite = int((~torch.isfinite(log_weights) & ~trajectory.failed).sum())
@@ -87,5 +93,6 @@ def shard_ensemble(
             n_nonfinite=n_nonfinite,
             n_failed=n_failed,
             methods=methods,
+            extra=extra,
         ),
     )

@@ -110,8 +110,9 @@ class Provenance:
 
     @classmethod
     def merged(cls, parts: Sequence["Provenance"]) -> "Provenance":
-        """Costs and counts added, seeds and methods listed, devices joined; versions and extra of the first."""
+        """Costs and counts added, seeds, methods and populations listed, devices joined; the rest of the first."""
         first = parts[0]
+        populations = [population for part in parts for population in part.extra.get("populations", ())]
         ledger: dict[str, dict[str, int]] = {}
         for part in parts:
             for kind, counts in part.ledger.items():
@@ -130,5 +131,5 @@ class Provenance:
             interrupted=any(p.interrupted for p in parts),
             methods=method_names(*parts),
             versions=first.versions,
-            extra=first.extra,
+            extra=first.extra | ({"populations": populations} if populations else {}),
         )

@@ -2,6 +2,7 @@
 
 from boltzflow.statistics.bar import MBARResult, bar, bar_overlap, mbar
 from boltzflow.statistics.chains import effective_samples, split_rhat, statistical_inefficiency
+from boltzflow.statistics.families import FamilyStatistics, family_statistics
 from boltzflow.statistics.groups import GroupError, Groups
 from boltzflow.statistics.means import elbo, eubo, exp_free_energy, expectation, log_z
 from boltzflow.statistics.weights import (
@@ -14,6 +15,7 @@ from boltzflow.statistics.weights import (
 )
 
 __all__ = [
+    "FamilyStatistics",
     "GroupError",
     "Groups",
     "MBARResult",
@@ -24,6 +26,7 @@ __all__ = [
     "eubo",
     "exp_free_energy",
     "expectation",
+    "family_statistics",
     "forward_ess_fraction",
     "kish_ess",
     "log_mean_exp",
