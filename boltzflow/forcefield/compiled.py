@@ -1,4 +1,4 @@
-"""The fast twin of a force field: energy and force in one compiled pass on the CPU."""
+"""The fast twin of a force field: energy and force in one compiled pass, on the CPU or a GPU."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from boltzflow.forcefield.constraints import ConstraintParameters
 from boltzflow.forcefield.kernel import DTYPES, Kernel, library
 from boltzflow.forcefield.potential import AngleParameters, BondParameters, ForceField, TorsionParameters
 from boltzflow.forcefield.term import tracked
+from boltzflow.forcefield.triton_kernel import TritonKernel, available
 from boltzflow.forcefield.virtual_sites import VirtualSites
 
 __all__ = ["CompiledForceField"]
@@ -20,10 +21,11 @@ __all__ = ["CompiledForceField"]
 class CompiledForceField(nn.Module):
     """A `ForceField` with the same face, evaluated by a compiled kernel where there is one.
 
-    The kernel covers the terms of this package in float32 and float64 on the CPU, on `torch.get_num_threads` threads.
-    Other terms are added by autograd. On another device, without a C++ compiler, in a periodic box, or with virtual
-    sites everything runs eagerly; the numbers are the same. `forward` evaluates energy and force once and uses the
-    force in the backward pass; a second derivative goes through the eager twin.
+    The kernel covers the terms of this package in float32 and float64: in C++ on the CPU, on `torch.get_num_threads`
+    threads, and in Triton on a CUDA device, on its current stream and without waiting for it. Other terms are added by
+    autograd. On another device, without a C++ compiler or Triton, in a periodic box, or with virtual sites everything
+    runs eagerly; the numbers are the same. `forward` evaluates energy and force once and uses the force in the backward
+    pass; a second derivative goes through the eager twin.
 
     Example:
         >>> from boltzflow import load_system
@@ -41,13 +43,17 @@ class CompiledForceField(nn.Module):
         self.eager = eager
         self._kernel: Kernel | None = None
         self._tracked = tracked(*eager.buffers())
-        library()
+        if eager.device.type == "cpu":
+            library()
 
     @property
-    def backend(self) -> Literal["compiled", "eager"]:
-        """Which of the two evaluates positions on the CPU."""
-        on_cpu = self.eager.device.type == "cpu" and not self.eager.periodic and self.eager.sites is None
-        return "compiled" if on_cpu and self.eager.dtype in DTYPES and library() is not None else "eager"
+    def backend(self) -> Literal["compiled", "triton", "eager"]:
+        """Which of them evaluates positions on the device of the parameters."""
+        if self.eager.periodic or self.eager.sites is not None or self.eager.dtype not in DTYPES:
+            return "eager"
+        if self.eager.device.type == "cuda" and available():
+            return "triton"
+        return "compiled" if self.eager.device.type == "cpu" and library() is not None else "eager"
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -73,6 +79,11 @@ class CompiledForceField(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of the arithmetic."""
         return self.eager.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.eager.device
 
     @property
     def bonds(self) -> BondParameters:
@@ -141,11 +152,17 @@ class CompiledForceField(nn.Module):
     ) -> tuple[Float64[Tensor, "batch"], Float[Tensor, "batch n_atoms 3"]]:
         """Return energies and forces; see `ForceField.energy_and_force`."""
         self.eager.check(positions)
-        if self.backend == "eager" or box is not None:
+        if positions.device != self.device:
+            raise ValueError(
+                f"positions are on {positions.device}, the force field on {self.device}; move either with .to(device)"
+            )
+        backend = self.backend
+        if backend == "eager" or box is not None:
             return self.eager.energy_and_force(positions, box)
         if self._kernel is None:
-            self._kernel = Kernel(self.eager)
-        energy, force = self._kernel(positions)
+            self._kernel = (TritonKernel if backend == "triton" else Kernel)(self.eager)
+        bound = {"chunk_bytes": self.eager.chunk_bytes} if backend == "triton" else {}
+        energy, force = self._kernel(positions, **bound)
         if self._kernel.rest is not None:
             more, push = self._kernel.rest.energy_and_force(positions)
             energy, force = energy + more, force + push

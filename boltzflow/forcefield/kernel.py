@@ -198,7 +198,8 @@ class Kernel:
         for term in taken.get(CustomBonds, []):
             column = dict(zip(term.options["parameter_names"], term.parameter_values.T, strict=True))
             bonds.append((term.atoms, column["r0"], column["k"], 0.0))
-        soft = torch.tensor([0.0, 1.0, 1.0], dtype=self.dtype).repeat(self.n_atoms * (self.n_atoms - 1) // 2, 1)
+        soft = torch.tensor([0.0, 1.0, 1.0], dtype=self.dtype, device=forcefield.device)
+        soft = soft.repeat(self.n_atoms * (self.n_atoms - 1) // 2, 1)
         if bonds:
             tensors["bond_atoms"] = torch.cat([atoms for atoms, *_ in bonds])
             rows = [torch.stack([r0, k, torch.full_like(r0, least)], 1) for _, r0, k, least in bonds]

@@ -15,7 +15,6 @@ from boltzflow._typing import Float, Tensor
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.forcefield.kernel import Kernel
 from boltzflow.forcefield.openmm_bridge import OpenMMPotential
-from boltzflow.forcefield.potential import ForceField
 from boltzflow.forcefield.registry import from_openmm
 
 __all__ = ["Speed", "speeds"]
@@ -27,7 +26,12 @@ BUDGET = 0.3
 _DIFFERENT = 64
 """Conformations that differ, repeated in larger batches."""
 
-_MOST_PAIRS = {"eager": 1_000_000, "compiled + eager": 1_000_000, "eager cuda": 10_000_000}
+_MOST_PAIRS = {
+    "eager": 1_000_000,
+    "compiled + eager": 1_000_000,
+    "eager cuda": 10_000_000,
+    "triton + eager": 10_000_000,
+}
 """Distances at once, for each of which eager torch keeps some tens of numbers: more is slower on a CPU."""
 
 
@@ -36,8 +40,8 @@ class Speed:
     """Throughput of energies with forces.
 
     Args:
-        backend: "compiled", "compiled + eager" where the kernel lacks a force, "eager", "eager cuda", or "OpenMM" and
-            the platform.
+        backend: "compiled", "compiled + eager" where the kernel lacks a force, "eager", on a GPU "triton",
+            "triton + eager" and "eager cuda", or "OpenMM" and the platform.
         dtype: of the arithmetic; that of OpenMM's CPU platform is mixed.
         batch: conformations in one call.
         seconds: per conformation, the median of the calls.
@@ -57,7 +61,7 @@ class Speed:
 def speeds(
     system: Any, positions: Float[Tensor, "n_atoms 3"], *, batches: tuple[int, ...] = BATCHES
 ) -> tuple[Speed, ...]:
-    """Measure energies with forces by each back-end, on one thread of the CPU, and by eager torch on a GPU.
+    """Measure energies with forces by each back-end, on one thread of the CPU, and by torch on a GPU.
 
     Args:
         system: the ``openmm.System``.
@@ -90,13 +94,17 @@ def _torch_backends(system: Any) -> Iterator[tuple[str, torch.dtype, torch.nn.Mo
         converted = from_openmm(system)
     except UnsupportedForceError:
         return
+    mixed = " + eager" if Kernel(converted).rest is not None else ""
     for dtype in (torch.float64, torch.float32):
         forcefield = copy.deepcopy(converted).to(dtype)
         if (compiled := forcefield.compiled()).backend == "compiled":
-            yield "compiled" if Kernel(forcefield).rest is None else "compiled + eager", dtype, compiled
+            yield f"compiled{mixed}", dtype, compiled
         yield "eager", dtype, forcefield
         if torch.cuda.is_available():
-            yield "eager cuda", dtype, forcefield.to("cuda")
+            on_gpu = copy.deepcopy(forcefield).to("cuda")
+            if (compiled := on_gpu.compiled()).backend == "triton":
+                yield f"triton{mixed}", dtype, compiled
+            yield "eager cuda", dtype, on_gpu
 
 
 @contextmanager
@@ -111,7 +119,7 @@ def _one_thread() -> Iterator[None]:
 
 def _measure(name: str, potential: torch.nn.Module, x: Tensor, batches: list[int]) -> list[Speed]:
     found = []
-    device = potential.device if isinstance(potential, ForceField) else torch.device("cpu")
+    device = torch.device("cpu") if isinstance(potential, OpenMMPotential) else potential.device
     for batch in batches:
         part = x[torch.arange(batch) % _DIFFERENT].to(device)
         potential.energy_and_force(part[:1])  # packs parameters, makes Contexts
