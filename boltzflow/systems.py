@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
@@ -35,7 +35,7 @@ from boltzflow.generators.generator import Generator
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
 from boltzflow.io.config import RunConfig, load_config
 from boltzflow.run import make_rng
-from boltzflow.targets.molecule import MoleculeTarget, as_temperature
+from boltzflow.targets.molecule import CONSTRAINT_MEASURES, MoleculeTarget, as_temperature
 from boltzflow.targets.target import Target
 
 if TYPE_CHECKING:
@@ -78,6 +78,9 @@ class SystemDefinition(BaseModel):
     data: str | None = Field(None, description="Folder of references and checkpoints; None = the one that ships.")
     recipe: str | None = Field(None, description="Recipe that made checkpoint.pt.")
     forcefield: tuple[str, ...] = Field((), description="Its parameters, by the names of OpenMM files.")
+    constraint_measure: Literal["mass-metric", "stiff", "rigid"] = Field(
+        "mass-metric", description="What the density is with respect to if the System has constraints."
+    )
     energies: tuple[float, ...] = Field((), description="OpenMM energies of `probe_positions`, kJ/mol; verified.")
 
 
@@ -99,16 +102,21 @@ class SystemFolder:
 
     @property
     def name(self) -> str:
-        """Name, with "@T" when the temperature is not the system's own; `load_system` reads it back."""
-        own = self.definition.temperature
-        return self.definition.name if self.temperature == own else f"{self.definition.name}@{self.temperature:.10g}"
+        """Name, with ":measure" and "@T" where these are not the system's own; `load_system` reads it back."""
+        own, name = self.definition.temperature, f"{self.definition.name}{self._variant}"
+        return name if self.temperature == own else f"{name}@{self.temperature:.10g}"
+
+    @property
+    def _variant(self) -> str:
+        """What stands between name and temperature."""
+        return ""
 
     @property
     def source(self) -> str:
         """What `load_system` finds it by: its name if it ships, else its folder, with "@T" as in `name`."""
         if self.folder.parent == _shipped("systems"):
             return self.name
-        return str(self.folder) if self.temperature is None else f"{self.folder}@{self.temperature:.10g}"
+        return str(self.folder) if self.temperature is None else f"{self.folder}{self._variant}@{self.temperature:.10g}"
 
     @property
     def description(self) -> str:
@@ -230,6 +238,7 @@ class System(SystemFolder):
         definition: What `system.yaml` says.
         temperature: In K.
         dtype: Of the torch force field's arithmetic; energies are float64 on return in either case.
+        constraint_measure: In place of that of the definition, see `MoleculeTarget`.
 
     Example:
         >>> from boltzflow import load_system
@@ -237,6 +246,12 @@ class System(SystemFolder):
         >>> system.n_atoms, system.dimension, system.temperature
         (22, 60, 300.0)
     """
+
+    constraint_measure: str | None = None
+
+    @property
+    def _variant(self) -> str:
+        return "" if self.constraint_measure is None else f":{self.constraint_measure}"
 
     @cached_property
     def _structure(self) -> Any:
@@ -272,6 +287,29 @@ class System(SystemFolder):
     def box(self) -> Float64[Tensor, "3 3"] | None:
         """The periodic box, three vectors in nm in OpenMM's reduced form; None for molecules in infinite space."""
         return self._serialized.box
+
+    @property
+    def n_constraints(self) -> int:
+        """Number of constrained distances."""
+        return self._serialized.n_constraints
+
+    def with_measure(self, measure: str) -> "System":
+        """The same system with its density with respect to another measure of the constraints.
+
+        Args:
+            measure: "mass-metric", what OpenMM's dynamics samples, "stiff" or "rigid"; see `MoleculeTarget`.
+
+        Raises:
+            FormatError: If there is no such measure, or the System has no constraints.
+        """
+        if measure not in CONSTRAINT_MEASURES:
+            raise FormatError(
+                f"system {self.definition.name}: expected a measure of constraints, one of "
+                f"{', '.join(CONSTRAINT_MEASURES)}, got {measure!r}."
+            )
+        if not self.n_constraints:
+            raise FormatError(f"system {self.definition.name}: has no constraints, so there is no measure {measure!r}.")
+        return replace(self, constraint_measure=None if measure == self.definition.constraint_measure else measure)
 
     @property
     def elements(self) -> tuple[int, ...]:
@@ -383,22 +421,27 @@ class System(SystemFolder):
 
     @cached_property
     def target(self) -> MoleculeTarget:
-        """The Boltzmann distribution of a molecule within its `sector`, or of all configurations in a periodic box."""
+        """The Boltzmann distribution of a molecule within its `sector`, or of all configurations in a periodic box.
+
+        Raises:
+            ValueError: If constraints depend on each other.
+        """
+        names = [f"{a.residue}-{a.name}" for a in self.topology.atoms]
         common = {
             "n_atoms": self.n_atoms,
             "temperature": self.temperature,
+            "constraint_measure": self.constraint_measure or self.definition.constraint_measure,
             "topology": self.topology,
             "origin": ("OpenMM", "MDTraj", *self.definition.forcefield),
             "name": self.name,
         }
         if self.box is not None:
-            return MoleculeTarget(self.potential, **common)
-        names = [f"{a.residue}-{a.name}" for a in self.topology.atoms]
+            return _independent(MoleculeTarget(self.potential, **common), self.positions, names)
         described = self.sector.describe(names)
         target = MoleculeTarget(self.potential, sector=self.sector.contains, sector_description=described, **common)
         # registered, so that target.to(device) moves the buffers of the sector as well
         target.add_module("label_sector", self.sector)
-        return target
+        return _independent(target, self.positions, names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -488,6 +531,13 @@ def _is_abstract(thing: Any) -> bool:
     return thing in {targets.Base, targets.Target, targets.MoleculeTarget}
 
 
+def _independent(target: MoleculeTarget, positions: Tensor, names: list[str]) -> MoleculeTarget:
+    """The Target, whose dimension counts every constraint, if none of them follows from others."""
+    if target.constraints is not None:
+        target.constraints.require_independent(positions, names)
+    return target
+
+
 def probe_positions(positions: Float[Tensor, "n_atoms 3"], n: int) -> Float[Tensor, "n n_atoms 3"]:
     """Structures at which the recorded energies are compared: the relaxed one and n − 1 growing displacements of it.
 
@@ -509,7 +559,8 @@ def load_system(
     """Load a system by name or folder.
 
     Args:
-        name: A name of `list_systems()`, or a folder with a `system.yaml`; "name@350" sets the temperature, too.
+        name: A name of `list_systems()`, or a folder with a `system.yaml`; "name@350" sets the temperature, too, and
+            "name:stiff" the measure of its constraints, see `System.with_measure`.
         temperature: In K or as `openmm.unit.Quantity`; by default the system's own.
         dtype: Of the torch force field's arithmetic.
 
@@ -530,6 +581,9 @@ def load_system(
             raise FormatError(f"system {text}@{kelvin}: expected NAME@TEMPERATURE in kelvin, got {kelvin!r}.") from None
     else:
         text = os.fspath(name)
+    measure = None
+    if not Path(text).exists() and text.rpartition(":")[2] in CONSTRAINT_MEASURES:
+        text, _, measure = text.rpartition(":")
     folder = _find(text)
     definition = _read_definition(folder / "system.yaml")
     if definition.target is not None:
@@ -544,7 +598,8 @@ def load_system(
     if missing:
         raise FormatError(f"system folder {folder}: {' and '.join(missing)} missing, named by its system.yaml.")
     kelvin = as_temperature(definition.temperature if temperature is None else temperature)
-    return System(folder, definition, kelvin, dtype)
+    system = System(folder, definition, kelvin, dtype)
+    return system if measure is None else system.with_measure(measure)
 
 
 def list_systems() -> list[str]:

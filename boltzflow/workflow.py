@@ -75,6 +75,8 @@ def _dynamics(system: SystemFolder, settings: SimulationConfig, path: str | Path
     # here, because it needs OpenMM
     from boltzflow.simulation.molecular_dynamics import molecular_dynamics
 
+    if system.n_constraints:
+        system = system.with_measure("mass-metric")  # whatever is wanted of the system, this is what dynamics samples
     n_frames = records(settings, dimension=system.dimension)
     steps = settings.chains * n_sweeps(settings, dimension=system.dimension)
     logger.info("simulating %s: molecular dynamics, %d frames of %d replicas", system.name, n_frames, settings.chains)
@@ -158,7 +160,7 @@ def training_data(
 
     Raises:
         CheckpointMismatchError: If the frames are not of this system's size.
-        ValueError: If no frame lies in the sector.
+        ValueError: If no frame lies in the sector and on the constraints.
     """
     if np.ptp(ensemble.log_weights) > 0:
         logger.info("training data: resampled to equal weights, %.0f effective of %d", ensemble.ess(), len(ensemble))
@@ -174,14 +176,15 @@ def training_data(
             "these frames are of another system."
         )
     positions, n_relabelled = system.sector.relabel(positions)
-    inside = system.sector.contains(positions)
+    inside = system.target.in_support(positions)
     if not bool(inside.any()):
+        fixed = f", on {system.n_constraints} constraints" if system.n_constraints else ""
         raise ValueError(
             f"training data: none of {len(inside)} frames lies in the sector of {system.name} "
-            f"({system.target.sector_description})."
+            f"({system.target.sector_description}{fixed})."
         )
     logger.info(
-        "training data: %d frames, %d relabelled, %d outside the sector left out",
+        "training data: %d frames, %d relabelled, %d outside the sector or off the constraints left out",
         len(inside),
         int(n_relabelled),
         int((~inside).sum()),

@@ -9,6 +9,7 @@ from boltzflow.ensemble import Ensemble, Provenance
 from boltzflow.errors import LowOverlapError
 from boltzflow.io.provenance import method_names
 from boltzflow.run import Context, EnergyModel, Run, make_rng
+from boltzflow.state import Space
 from boltzflow.statistics.weights import kish_ess
 
 __all__ = ["reweight"]
@@ -32,7 +33,8 @@ def reweight(ensemble: Ensemble, target: EnergyModel, *, context: Context | None
 
     Raises:
         LowOverlapError: If fewer than 10 effective samples are left.
-        ValueError: If the target reads fields that the ensemble lacks.
+        ValueError: If the target reads fields that the ensemble lacks, or if they have other dimensions, as those of a
+            molecule with constraints and without.
     """
     missing = set(getattr(target, "fields", {})) - set(ensemble.samples)
     if missing:
@@ -40,6 +42,15 @@ def reweight(ensemble: Ensemble, target: EnergyModel, *, context: Context | None
             f"reweight: {target.name} reads the fields {sorted(missing)}, the ensemble holds "
             f"{sorted(ensemble.samples)}."
         )
+    for name, space in getattr(target, "fields", {}).items():
+        own = ensemble.spaces[name]
+        # samples from elsewhere declare no dimension of their own
+        if own.dimension not in (space.dimension, Space("line", own.shape).dimension):
+            raise ValueError(
+                f"reweight: the density of {name!r} has {own.dimension} dimensions in {ensemble.target} and "
+                f"{space.dimension} in {target.name}, so that one has no weight for the other. Constraints, boxes and "
+                "virtual sites must be of the same kind at both ends."
+            )
     started = time.perf_counter()
     run = Run(rng=make_rng(0), context=context)
     carries = np.flatnonzero(ensemble.log_weights > -np.inf)

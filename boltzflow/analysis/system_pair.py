@@ -51,7 +51,8 @@ def paired_targets(a: "System", b: "System") -> tuple[MoleculeTarget, MoleculeTa
     Where both have the same force field the second uses the potential of the first.
 
     Raises:
-        FormatError: If the atoms, bonds or the hands of stereo-centres differ, or the two ends are one and the same.
+        FormatError: If the atoms, bonds, constraints or the hands of stereo-centres differ, or the two ends are one and
+            the same.
     """
     names = (a.source, b.source)
     if names[0] != names[1] and a.name != b.name:
@@ -65,6 +66,7 @@ def paired_targets(a: "System", b: "System") -> tuple[MoleculeTarget, MoleculeTa
             f"{names[0]} and {names[1]} differ in {len(differing)} bonds, e.g. {atom[i]}-{atom[j]}, which only {owner} "
             "has: expected the same bonds. Make one of the systems anew from the topology of the other."
         )
+    _check_constraints(a.target, b.target, names=names)
     notes = []
     if not bool(a.sector.contains(b.positions[None])):
         moved, _ = a.sector.relabel(b.positions[None])
@@ -74,7 +76,7 @@ def paired_targets(a: "System", b: "System") -> tuple[MoleculeTarget, MoleculeTa
                 "they are different molecules; make both from one structure."
             )
         notes.append(f"identical hydrogens are labelled as in {names[0]} for both ends (log n_copies cancels)")
-    if a.fingerprint == b.fingerprint:
+    if a.fingerprint == b.fingerprint and a.target.constraint_measure == b.target.constraint_measure:
         if a.temperature == b.temperature:
             raise FormatError(f"{names[0]} and {names[1]} are one system at one temperature: the difference is zero.")
         second = copy.copy(a.target)
@@ -86,9 +88,28 @@ def paired_targets(a: "System", b: "System") -> tuple[MoleculeTarget, MoleculeTa
     return a.target, second, notes
 
 
+def _check_constraints(a: MoleculeTarget, b: MoleculeTarget, *, names: tuple[str, str]) -> None:
+    """Densities on different constraints have no weights for each other."""
+    fixed = [
+        {}
+        if target.constraints is None
+        else dict(
+            zip(map(frozenset, target.constraints.pairs.tolist()), target.constraints.distances.tolist(), strict=True)
+        )
+        for target in (a, b)
+    ]
+    if fixed[0].keys() != fixed[1].keys() or any(abs(fixed[0][k] - fixed[1][k]) > 1e-6 for k in fixed[0]):
+        raise FormatError(
+            f"{names[0]} has {len(fixed[0])} constraints and {names[1]} has {len(fixed[1])}, which differ: expected the "
+            "same fixed distances at both ends. Make both Systems with the same constraints, or with none."
+        )
+
+
 def energy_ratio(a: Target, b: Target) -> float | None:
     """u_B / u_A where both are one potential in one sector at two temperatures, so that one evaluation serves both."""
     if not (isinstance(a, MoleculeTarget) and isinstance(b, MoleculeTarget)) or a.potential is not b.potential:
+        return None
+    if a.constraints is not None:  # the term of their measure does not scale
         return None
     return a.temperature / b.temperature if a.sector == b.sector else None
 

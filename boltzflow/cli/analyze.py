@@ -56,7 +56,9 @@ def reweight(
         raise FormatError(f"--to {to}: has {system.n_atoms} atoms, the samples of {file} have shape {shape}.")
     output = output_file(output)
     found = reweight_ensemble(ensemble, system.target)
-    found.provenance.extra.update(system=system.name, source=system.source, temperature=system.temperature)
+    found.provenance.extra.update(
+        system=system.name, source=system.source, temperature=system.temperature, measure=system.target.measure
+    )
     found.save(output)
     typer.echo(f"{output}: {ensemble.target} -> {found.target}, ESS {found.ess():.0f} ({found.ess_fraction():.1%})")
 

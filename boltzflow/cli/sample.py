@@ -51,6 +51,7 @@ def sample(
             "system": system.name,
             "source": system.source,
             "temperature": system.temperature,
+            "measure": system.target.measure,
             "checkpoint": str(trained.path.resolve()),
             "checkpoint_sha256": sha256(trained.path),
         },

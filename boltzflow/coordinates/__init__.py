@@ -3,6 +3,7 @@
 from boltzflow.coordinates.alignment import align, rmsd
 from boltzflow.coordinates.constraints import Constraints
 from boltzflow.coordinates.domain import InternalDomain
+from boltzflow.coordinates.frozen import FrozenCoordinates, frozen_coordinates
 from boltzflow.coordinates.internal import InternalCoordinateMap, InternalCoordinates
 from boltzflow.coordinates.links import fragment_links
 from boltzflow.coordinates.mean_free import from_mean_free, mean_free_basis, project_mean_free, to_mean_free
@@ -12,6 +13,7 @@ from boltzflow.coordinates.zmatrix import ZMatrix
 
 __all__ = [
     "Constraints",
+    "FrozenCoordinates",
     "InternalCoordinateMap",
     "InternalCoordinates",
     "InternalDomain",
@@ -21,6 +23,7 @@ __all__ = [
     "circular_difference",
     "fragment_links",
     "from_mean_free",
+    "frozen_coordinates",
     "mean_free_basis",
     "project_mean_free",
     "rmsd",

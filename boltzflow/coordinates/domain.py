@@ -63,7 +63,6 @@ class InternalDomain:
         bonds: Sequence[tuple[int, int, float, float]],
         angles: Sequence[tuple[int, int, int, float, float]],
         torsions: Sequence[tuple[int, int, int, int, int, float, float]] = (),
-        n_constraints: int = 0,
         kT: float,
     ) -> "InternalDomain":
         """Estimate centres and widths by a harmonic analysis of the bonded terms at the reference.
@@ -77,8 +76,8 @@ class InternalDomain:
 
         Where no term holds a coordinate, a stated width does: pi for every torsion, which makes free rotors finite and
         changes no stiff width, and for angles about an axis that is no bond; 0.1 nm and 0.5 rad for the lengths and
-        angles of links; 0.005 nm and 0.2 rad for bonds and angles without a harmonic term, as force fields with custom
-        forces have them.
+        angles of links; 0.005 nm and 0.2 rad for bonds and angles without a harmonic term, as those of constraints and
+        of custom forces are.
 
         Args:
             sector: fixes the Z-matrix and the half circles.
@@ -88,35 +87,20 @@ class InternalDomain:
             angles: (i, j, k, theta0 rad, k kJ/mol/rad^2) with energy k (theta - theta0)^2 / 2, likewise.
             torsions: (i, j, k, l, periodicity, phase rad, k kJ/mol) with energy k (1 + cos(n phi - phase)); proper and
                 improper alike. Without them the planar siblings have no stiffness.
-            n_constraints: number of distances that the System constrains.
             kT: kJ/mol.
 
         Returns:
             Domains with the centres of the reference, which the nonbonded forces have already moved away from r0 and
             theta0 (on alanine dipeptide by up to one width, towards the thermal mean).
-
-        Raises:
-            ValueError: if a bond of the Z-matrix has no harmonic term and the System has constraints.
         """
         z = sector.zmatrix
         reference = reference.detach().double().cpu()
-        stiff_bonds = {frozenset((i, j)) for i, j, _, _ in bonds}
-        stiff_angles = {(j, frozenset((i, k))) for i, j, k, _, _ in angles}
+        stiff_bonds = {frozenset((i, j)) for i, j, _, stiffness in bonds if stiffness > 0}
+        stiff_angles = {(j, frozenset((i, k))) for i, j, k, _, stiffness in angles if stiffness > 0}
         bonded = {frozenset(pair) for pair in z.bonds}
         no_bond = [frozenset(pair) not in stiff_bonds for pair in z.bond_atoms.tolist()]
         no_angle = [(j, frozenset((i, k))) not in stiff_angles for i, j, k in z.angle_atoms.tolist()]
         off_axis = [frozenset((j, k)) not in bonded for _, j, k in z.angle_atoms.tolist()]
-        missing = [
-            tuple(pair)
-            for pair, lacking, link in zip(z.bond_atoms.tolist(), no_bond, z.linked_bonds, strict=True)
-            if lacking and not link
-        ]
-        if missing and n_constraints:
-            raise ValueError(
-                f"bonds: no harmonic term for {missing[:20]}{' ...' if len(missing) > 20 else ''}, and the System "
-                f"constrains {n_constraints} distances. Internal coordinates need flexible bonds: create the System "
-                "with constraints=None, rigidWater=False"
-            )
         n = z.n_atoms
         widths = torch.cat(
             [

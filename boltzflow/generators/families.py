@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from boltzflow.coordinates import InternalDomain
+from boltzflow.coordinates import FrozenCoordinates, InternalDomain, frozen_coordinates
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.generators.generator import Generator
 from boltzflow.io.config import GeneratorConfig
@@ -37,6 +37,10 @@ def build_generator(
         config: Family and sizes.
         dtype: Of parameters and samples.
         device: Where it runs.
+
+    Raises:
+        UnsupportedForceError: If the system is periodic, has virtual sites, or constraints that are no internal
+            coordinates.
     """
     families = {"internal_spline_flow": internal_spline_flow}
     return families[config.family](system, config).to(device=device, dtype=dtype)
@@ -48,7 +52,8 @@ def internal_spline_flow(system: "System", config: GeneratorConfig) -> Generator
     Proper torsions are circles with a uniform base. Bonds, angles and sibling torsions are lines with a standard normal
     base, in units of the widths that the force field's bonded terms give them, so that the untrained flow stands near
     the minimum. Where there are several molecules, their places and orientations are coordinates like the others,
-    broadly about those of the relaxed structure; torsions of small rings are lines, too. After the couplings every
+    broadly about those of the relaxed structure; torsions of small rings are lines, too. Coordinates that constraints
+    fix are constants, so that samples lie on the constraints and weights are exact. After the couplings every
     coordinate has a marginal spline of its own, and the lines a triangular affine map that takes up their linear
     correlations.
 
@@ -61,7 +66,9 @@ def internal_spline_flow(system: "System", config: GeneratorConfig) -> Generator
     scale = torch.cat([domain.bond_std, domain.angle_std, domain.torsion_std])
     n_lengths = len(domain.bond_mean) + len(domain.angle_mean)
     circular = torch.cat([torch.zeros(n_lengths, dtype=torch.bool), domain.soft.bool()])
-    kinds = ["circle" if c else "line" for c in circular.tolist()]
+    frozen = _frozen(system)
+    sampled = circular if frozen is None else circular[~frozen.mask]
+    kinds = ["circle" if c else "line" for c in sampled.tolist()]
     rng = make_rng(config.mask_seed)
     # Initial weights are a function of the configuration alone, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
@@ -72,9 +79,20 @@ def internal_spline_flow(system: "System", config: GeneratorConfig) -> Generator
         ]
     transitions.append(ElementwiseSpline(kinds, bins=config.n_marginal_bins, bound=config.bound))
     if config.full_affine:
-        transitions.append(TriangularAffine(torch.nonzero(~circular).flatten()))
-    transitions.append(InternalToCartesian(system.zmatrix, mean=mean, scale=scale, circular=circular))
+        transitions.append(TriangularAffine(torch.nonzero(~sampled).flatten()))
+    to_positions = InternalToCartesian(system.zmatrix, mean=mean, scale=scale, circular=circular, frozen=frozen)
+    transitions.append(to_positions)
     return Generator(ProductBase(kinds), transitions)
+
+
+def _frozen(system: "System") -> FrozenCoordinates | None:
+    constraints = system.target.constraints
+    if constraints is None:
+        return None
+    try:
+        return frozen_coordinates(system.zmatrix, constraints)
+    except ValueError as error:
+        raise UnsupportedForceError(f"system {system.name}: {error}") from None
 
 
 def _domain(system: "System") -> InternalDomain:
@@ -99,6 +117,5 @@ def _domain(system: "System") -> InternalDomain:
             (*atoms, *rest)
             for atoms, *rest in rows(torsions.atoms, torsions.periodicity.long(), torsions.phase, torsions.k)
         ],
-        n_constraints=potential.n_constraints,
         kT=kT(system.temperature),
     )

@@ -78,7 +78,7 @@ class Frames:
 
         Frames at the system's own temperature have equal weights, in time order within chains; those of all rungs of
         parallel tempering are weighted by MBAR, and the ladders are their groups. Frames that no relabelling brings
-        into the sector have weight zero and count as `n_nonfinite`.
+        into the sector, or that are off the constraints, have weight zero and count as `n_nonfinite`.
 
         Args:
             method: "pt" or "md", for the provenance.
@@ -109,6 +109,7 @@ class Frames:
             "source": self.system.source,
             "temperature": self.system.temperature,
             "method": method,
+            "measure": target.measure,
             "n_relabelled": self.n_relabelled,
             "simulation": json.loads(json.dumps(diagnostics)),
         }

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from boltzflow._typing import Float64, Tensor
-from boltzflow.errors import CheckpointMismatchError
+from boltzflow.errors import CheckpointMismatchError, UnsupportedForceError
 from boltzflow.io.provenance import method_names
 from boltzflow.run import Context, Ledger, Level, Run, make_rng, new_seed
 from boltzflow.simulation.diagnostics import series_diagnostics
@@ -82,6 +82,7 @@ class ParallelTempering:
     Raises:
         ValueError: If temperatures, n_chains or the rows of the start do not fit.
         NonFiniteEnergyError: If the relaxed start has a non-finite energy.
+        UnsupportedForceError: If the target has constraints.
 
     References:
         Hukushima and Nemoto, J. Phys. Soc. Jpn. 65, 1604 (1996); Robbins and Monro, Ann. Math. Stat. 22, 400 (1951).
@@ -126,6 +127,12 @@ class ParallelTempering:
             raise ValueError(f"n_chains: expected at least 1, got {n_chains}.")
         if not kernels:
             raise ValueError("kernels: expected at least one, got none.")
+        if getattr(target, "constraints", None) is not None:
+            raise UnsupportedForceError(
+                f"{target.name}: has {len(target.constraints)} constraints, and Monte Carlo in Cartesian coordinates "
+                "would leave them. Use molecular dynamics (`boltzflow simulate --method md`) or a generator over "
+                "internal coordinates, or make the System with constraints=None, rigidWater=False."
+            )
         self.target, self.n_chains, self.n_rungs = target, n_chains, n_rungs
         self.kernels = [copy.deepcopy(k) for k in kernels]
         self.observables = dict(observables or {})

@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from boltzflow._typing import Float, Float64, Tensor
-from boltzflow.coordinates import InternalCoordinateMap, InternalCoordinates, ZMatrix
+from boltzflow.coordinates import FrozenCoordinates, InternalCoordinateMap, InternalCoordinates, ZMatrix
 from boltzflow.coordinates.torus import wrap
 from boltzflow.run import Run
 from boltzflow.state import Space, State
@@ -13,6 +13,8 @@ from boltzflow.transitions.transition import Bijection
 __all__ = ["InternalToCartesian"]
 
 _LARGEST_EXPONENT = 40.0
+# Relative deviation of a frozen coordinate beyond which positions are not on the constraints; far above rounding.
+_OFF = 1e-3
 
 
 class InternalToCartesian(Bijection):
@@ -26,31 +28,47 @@ class InternalToCartesian(Bijection):
     beyond ±40) have no image: r = −inf, so the weight is exactly zero and is counted; the atoms are placed at the
     centre instead, without a gradient.
 
+    Frozen coordinates are constants and no part of q, whose density is then the one with respect to ∏ δ(σ_k) dx of the
+    constraints σ_k that freeze them. Positions off the constraints have density zero: the ratio of `reverse` is −inf.
+
     Args:
         zmatrix: References of every atom.
         mean: Centre of every coordinate, (d,), nm and rad; not used for circular ones.
         scale: Width of every coordinate, (d,), nm and rad, likewise.
         circular: Which coordinates are circular, (d,) bool.
+        frozen: Coordinates that constraints fix, which q leaves out; None = none.
     """
 
     def __init__(
-        self, zmatrix: ZMatrix, *, mean: Float[Tensor, " d"], scale: Float[Tensor, " d"], circular: Tensor
+        self,
+        zmatrix: ZMatrix,
+        *,
+        mean: Float[Tensor, " d"],
+        scale: Float[Tensor, " d"],
+        circular: Tensor,
+        frozen: FrozenCoordinates | None = None,
     ) -> None:
         super().__init__()
         self.map = InternalCoordinateMap(zmatrix)
         self.n_atoms = zmatrix.n_atoms
-        self.dimension = 3 * zmatrix.n_atoms - 6
+        size = 3 * zmatrix.n_atoms - 6
         sizes = {"mean": mean, "scale": scale, "circular": circular}
-        wrong = {name: tuple(value.shape) for name, value in sizes.items() if tuple(value.shape) != (self.dimension,)}
+        wrong = {name: tuple(value.shape) for name, value in sizes.items() if tuple(value.shape) != (size,)}
         if wrong:
-            raise ValueError(
-                f"InternalToCartesian: expected shape ({self.dimension},) for {self.n_atoms} atoms, got {wrong}."
-            )
+            raise ValueError(f"InternalToCartesian: expected shape ({size},) for {self.n_atoms} atoms, got {wrong}.")
         zero, one = torch.zeros_like(mean), torch.ones_like(mean)
+        held = torch.zeros_like(circular) if frozen is None else frozen.mask
+        if frozen is not None:
+            mean, scale = torch.where(held, frozen.values.to(mean), mean), torch.where(held, one, scale)
+        circular = circular & ~held
+        self.dimension = int((~held).sum())
+        self.register_buffer("_free", torch.nonzero(~held).flatten(), persistent=False)
+        self.register_buffer("_held", torch.nonzero(held).flatten(), persistent=False)
         self.register_buffer("mean", torch.where(circular, zero, mean))
         self.register_buffer("scale", torch.where(circular, one, scale))
         self.register_buffer("circular", circular)
-        self.register_buffer("_log_scale", self.scale.double().log().sum())
+        log_slope = 0.0 if frozen is None else frozen.log_slope
+        self.register_buffer("_log_scale", self.scale.double().log().sum() - log_slope)
         self._has_links = bool(zmatrix.links)
         for name, links, start in [
             ("_link_lengths", zmatrix.linked_bonds, 0),
@@ -58,13 +76,16 @@ class InternalToCartesian(Bijection):
         ]:
             self.register_buffer(name, start + torch.from_numpy(links).nonzero()[:, 0], persistent=False)
         self._sizes = (self.n_atoms - 1, self.n_atoms - 2, self.n_atoms - 3)
-        self._torsions = slice(2 * self.n_atoms - 3, self.dimension)
+        self._torsions = slice(2 * self.n_atoms - 3, size)
 
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """Place the atoms; r = log|∂positions/∂q|, −inf outside the chart."""
-        q, log_slope, beyond = self._unscaled(state["q"])
+        whole = state["q"]
+        if len(self._held):
+            whole = whole.new_zeros(len(whole), len(self.mean)).index_copy(1, self._free, whole)
+        q, log_slope, beyond = self._unscaled(whole)
         bonds, angles, _ = q.split(self._sizes, 1)
-        turn = (state["q"] * self.scale)[:, self._torsions].abs()
+        turn = (whole * self.scale)[:, self._torsions].abs()
         outside = (
             beyond
             | (bonds <= 0).any(1)
@@ -82,6 +103,9 @@ class InternalToCartesian(Bijection):
         """Scaled internal coordinates of the positions, and log|∂q/∂positions|."""
         internal, log_det = self.map(state["positions"])
         q, log_slope = self._scaled(torch.cat(internal, 1))
+        if len(self._held):
+            off = (q[:, self._held].abs() > _OFF * self.mean[self._held]).any(1)
+            q, log_det = q[:, self._free], torch.where(off, -torch.inf, log_det)
         space = Space("mixed", (self.dimension,))
         return state.with_fields({"q": q}, {"q": space}, drop=("positions",)), log_det - log_slope - self._log_scale
 

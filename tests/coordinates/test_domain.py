@@ -145,14 +145,6 @@ def test_widths_match_molecular_dynamics_constants_on_alanine_dipeptide() -> Non
     assert (domain.torsion_mean * domain.hand >= 0).all()
 
 
-def test_constrained_bonds_raise_and_are_listed() -> None:
-    molecule = MOLECULES["water"]()
-    sector = LabelSector(molecule.zmatrix(), molecule.positions)
-    terms = {"bonds": [(0, 1, 0.1, 1e5)], "angles": [(1, 0, 2, 1.9, 400.0)]}
-    with pytest.raises(ValueError, match=r"\[\(0, 2\)\].* constrains 3 .*constraints=None, rigidWater=False"):
-        InternalDomain.from_force_field(sector, molecule.positions, **terms, n_constraints=3, kT=KT)
-
-
 def test_coordinates_without_a_term_have_the_stated_widths() -> None:
     molecule = MOLECULES["water"]()
     domain = domain_of(molecule, {"bonds": [(0, 1, 0.1, 1e5)], "angles": []})
