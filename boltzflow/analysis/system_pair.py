@@ -100,8 +100,8 @@ def _check_constraints(a: MoleculeTarget, b: MoleculeTarget, *, names: tuple[str
     ]
     if fixed[0].keys() != fixed[1].keys() or any(abs(fixed[0][k] - fixed[1][k]) > 1e-6 for k in fixed[0]):
         raise FormatError(
-            f"{names[0]} has {len(fixed[0])} constraints and {names[1]} has {len(fixed[1])}, which differ: expected the "
-            "same fixed distances at both ends. Make both Systems with the same constraints, or with none."
+            f"{names[0]} has {len(fixed[0])} constraints and {names[1]} has {len(fixed[1])}, which differ: expected "
+            "the same fixed distances at both ends. Make both Systems with the same constraints, or with none."
         )
 
 
