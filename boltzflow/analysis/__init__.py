@@ -16,12 +16,14 @@ from boltzflow.analysis.report import report
 from boltzflow.analysis.reweight import reweight
 from boltzflow.analysis.summary import summary
 from boltzflow.analysis.system_difference import system_difference
+from boltzflow.analysis.two_sided import TwoSided, two_sided
 
 __all__ = [
     "CollectiveVariable",
     "Comparison",
     "Profile",
     "SystemDifference",
+    "TwoSided",
     "collective_variable",
     "compare",
     "delta_f",
@@ -36,4 +38,5 @@ __all__ = [
     "summary",
     "system_difference",
     "torsion",
+    "two_sided",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from boltzflow.analysis.reference import compare
+from boltzflow.analysis.two_sided import two_sided
 from boltzflow.ensemble import Ensemble
 from boltzflow.estimate import Estimate
 from boltzflow.statistics.chains import effective_samples, split_rhat
@@ -32,7 +33,8 @@ def summary(
         normalisation, mean_reduced_energy, mean_reduced_energy_error, elbo, elbo_error, n_energy, n_force, n_nonfinite,
         n_failed, seconds, device, seed, target, base, context, interrupted, warnings; of chains also n_chains, r_hat
         and n_effective (of the reduced energy) and, if there was a ladder of temperatures, round_trips; with a
-        reference also forward_ess_fraction, eubo, eubo_error, eubo_minus_elbo, n_failed_reference.
+        reference also forward_ess_fraction, eubo, eubo_error, eubo_minus_elbo, n_failed_reference, and where both sides
+        are of single, equally likely paths log_z_two_sided, log_z_two_sided_error and overlap.
 
     Raises:
         ValueError: If a reference comes without its paths.
@@ -94,6 +96,11 @@ def summary(
         warnings.extend(f"eubo: {w}" for w in (() if found is None else found.eubo.warnings))
         result["n_failed_reference"] = None if found is None else found.n_failed
         result["eubo_minus_elbo"] = None if found is None else found.gap.value
+        if "populations" not in provenance.extra and np.ptp(reference.log_weights) == 0:
+            both = attempt("two_sided", lambda: two_sided(ensemble, reference, path_log_weights=path_log_weights))
+            result.update(_pair("log_z_two_sided", None if both is None else both.log_z))
+            result["overlap"] = None if both is None else both.overlap
+            warnings.extend(f"log_z_two_sided: {w}" for w in (() if both is None else both.log_z.warnings))
     result["warnings"] = list(dict.fromkeys(warnings))
     return result
 

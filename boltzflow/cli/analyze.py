@@ -95,6 +95,10 @@ def _lines(found: dict[str, Any], ensemble: Ensemble, file: Path) -> list[str]:
     if found.get("forward_ess_fraction") is not None:
         rows.append(("forward ESS", f"{found['forward_ess_fraction']:.1%} of the reference"))
         rows.append(("EUBO - ELBO", f"{found['eubo_minus_elbo']:.4g}"))
+    if found.get("log_z_two_sided") is not None:
+        rows.append(
+            ("log Z, BAR", f"{_number(found, 'log_z_two_sided')}  (both directions, overlap {found['overlap']:.2f})")
+        )
     if found["mean_reduced_energy"] is not None:
         rows.append(("mean energy", f"{_number(found, 'mean_reduced_energy')} kT"))
     rows.append(("evaluations", f"{found['n_energy']} energies, {found['n_force']} forces"))
