@@ -241,7 +241,7 @@ def train(
     system = load_system(config.system, dtype=dtype)
     generator = build_generator(system, config.generator, dtype=dtype, device=settings.device)
     target = system.target.to(settings.device)
-    objective = build_objective(generator, target, config.objective)
+    objective = build_objective(generator, target, config.objective, batch_size=settings.batch_size)
     data, digest = None, None
     if objective.needs_data:
         ensemble = Ensemble.load(config.objective.data) if config.objective.data else system.reference()

@@ -10,6 +10,7 @@ from boltzflow.errors import FormatError, UnknownNameError, nearest
 
 __all__ = [
     "AnalysisConfig",
+    "AnnealingConfig",
     "GeneratorConfig",
     "ObjectiveConfig",
     "RunConfig",
@@ -42,6 +43,40 @@ class GeneratorConfig(_Section):
     mask_seed: int = Field(0, ge=0, description="Seed of the coupling masks.")
 
 
+class AnnealingConfig(_Section):
+    """The way from an untrained model to the target; the terms of the objective act where it leaves them room."""
+
+    method: Literal["none", "cooling", "ladder", "transport"] = Field(
+        "none",
+        description="cooling: the terms act at a temperature that falls step by step; ladder: TA-BG, the terms act at "
+        "the hottest temperature, then buffers at falling ones; transport: CMT, buffers within a trust region. After "
+        "any of them the terms act at the system's temperature.",
+    )
+    hottest: float = Field(4.0, ge=1, description="cooling, ladder: first temperature, relative to the system's.")
+    hot_steps: int = Field(2000, ge=0, description="cooling, ladder: steps of the terms at the hottest temperature.")
+    cooling_steps: int = Field(4000, ge=0, description="cooling: steps from the hottest to the system's temperature.")
+    stages: int = Field(10, ge=1, description="ladder: temperatures below the hottest; transport: constrained steps.")
+    stage_steps: int = Field(500, ge=1, description="ladder, transport: optimisation steps per buffer.")
+    buffer_size: int = Field(200_000, ge=1, description="ladder, transport: model samples per buffer.")
+    clip_fraction: float = Field(
+        1e-4, ge=0, lt=1, description="ladder, transport: share of a buffer whose weights are lowered to the next."
+    )
+    control_variate: bool = Field(
+        default=True, description="ladder, transport: weighted rows with a control variate; false = resampled rows."
+    )
+    max_kl: float = Field(0.3, gt=0, description="transport: KL divergence per stage, in nats.")
+    max_entropy_loss: float | None = Field(
+        None, gt=0, description="transport: entropy lost per stage, in nats; None = no bound."
+    )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds its references."""
+        return {"cooling": ("Cooling",), "ladder": ("TemperatureLadder",), "transport": ("MassTransport",)}.get(
+            self.method, ()
+        )
+
+
 class ObjectiveConfig(_Section):
     """What is minimised: a weighted sum of the terms whose weight is not 0."""
 
@@ -59,6 +94,9 @@ class ObjectiveConfig(_Section):
     )
     self_forward_kl: float = Field(0.0, ge=0, description="Weight of KL(p‖q) from the model's own weighted samples.")
     self_reverse_kl: float = Field(0.0, ge=0, description="Weight of KL(q‖p) from the model's own weighted samples.")
+    path_forward_kl: float = Field(0.0, ge=0, description="The same as self_forward_kl, by path gradients.")
+    path_reverse_kl: float = Field(0.0, ge=0, description="The same as self_reverse_kl, by path gradients.")
+    annealing: AnnealingConfig = AnnealingConfig()
     data: str | None = Field(None, description="Ensemble file with training frames; None = what ships with the system.")
 
     @property
@@ -71,8 +109,9 @@ class ObjectiveConfig(_Section):
             "path gradient": self.reverse_kl * self.path_gradient,
             "SelfWeightedKL": self.self_forward_kl + self.self_reverse_kl,
             "log-variance loss": self.self_reverse_kl,
+            "PathKL": self.path_forward_kl + self.path_reverse_kl,
         }
-        return tuple(name for name, weight in weights.items() if weight > 0)
+        return (*(name for name, weight in weights.items() if weight > 0), *self.annealing.methods)
 
 
 class TrainingConfig(_Section):

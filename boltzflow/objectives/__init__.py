@@ -1,25 +1,40 @@
 """Objectives: loss modules over (generator, target or data). Whatever they got wrong, the weights correct."""
 
+from boltzflow.objectives.buffered import BufferedKL
 from boltzflow.objectives.build import build_objective
+from boltzflow.objectives.cooling import Cooling
 from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.decisions import decision_term
 from boltzflow.objectives.likelihood import MaximumLikelihood
+from boltzflow.objectives.mass_transport import ConstrainedStep, MassTransport, constrained_step
 from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective, Step
+from boltzflow.objectives.path_kl import PathKL
 from boltzflow.objectives.path_likelihood import PathLikelihood
 from boltzflow.objectives.reverse_kl import ReverseKL, compress_energy
 from boltzflow.objectives.self_weighted import SelfWeightedKL
+from boltzflow.objectives.sequence import Sequence
+from boltzflow.objectives.temperature_ladder import TemperatureLadder, geometric_ladder
 
 __all__ = [
+    "BufferedKL",
+    "ConstrainedStep",
+    "Cooling",
     "CoverageLikelihood",
+    "MassTransport",
     "MaximumLikelihood",
     "Mixture",
     "Objective",
+    "PathKL",
     "PathLikelihood",
     "ReverseKL",
     "SelfWeightedKL",
+    "Sequence",
     "Step",
+    "TemperatureLadder",
     "build_objective",
     "compress_energy",
+    "constrained_step",
     "decision_term",
+    "geometric_ladder",
 ]

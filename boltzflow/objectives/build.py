@@ -1,30 +1,75 @@
 """An objective from its configuration."""
 
+import math
+
 from boltzflow.generators.generator import Generator
-from boltzflow.io.config import ObjectiveConfig
+from boltzflow.io.config import AnnealingConfig, ObjectiveConfig
+from boltzflow.objectives.cooling import Cooling
 from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.likelihood import MaximumLikelihood
+from boltzflow.objectives.mass_transport import MassTransport
 from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective
+from boltzflow.objectives.path_kl import PathKL
 from boltzflow.objectives.path_likelihood import PathLikelihood
 from boltzflow.objectives.reverse_kl import ReverseKL
 from boltzflow.objectives.self_weighted import SelfWeightedKL
+from boltzflow.objectives.sequence import Sequence
+from boltzflow.objectives.temperature_ladder import TemperatureLadder, geometric_ladder
 from boltzflow.targets.target import Target
+from boltzflow.targets.tempered import Tempered
 
 __all__ = ["build_objective"]
 
 
-def build_objective(generator: Generator, target: Target, config: ObjectiveConfig) -> Objective:
-    """Make the weighted sum of terms that the configuration asks for.
+def build_objective(
+    generator: Generator, target: Target, config: ObjectiveConfig, *, batch_size: int = 512
+) -> Objective:
+    """Make the annealing and the weighted sum of terms that the configuration asks for.
 
     Args:
         generator: What is trained.
         target: Whose energy trains; the likelihood of bijective Generators needs none.
         config: Weights and settings.
+        batch_size: Rows of a buffer per step, for an annealing that has one.
 
     Raises:
         ValueError: If no term has a weight above 0.
     """
+    annealing = config.annealing
+    if annealing.method == "none":
+        return _terms(generator, target, config)
+    # at its own temperature a tempered target is the target
+    terms = _terms(generator, Tempered(target), config)
+    if annealing.method == "cooling":
+        return Cooling(terms, hottest=annealing.hottest, hot_steps=annealing.hot_steps, steps=annealing.cooling_steps)
+    n_buffered = annealing.stages * annealing.stage_steps
+    buffered = _buffered(generator, target, annealing, batch_size)
+    if annealing.method == "transport" or not annealing.hot_steps:
+        return Sequence([(n_buffered, buffered), (0, terms)])
+    hot = Cooling(terms, hottest=annealing.hottest, hot_steps=annealing.hot_steps, steps=0)
+    return Sequence([(annealing.hot_steps, hot), (n_buffered, buffered), (0, terms)])
+
+
+def _buffered(generator: Generator, target: Target, config: AnnealingConfig, batch_size: int) -> Objective:
+    sizes = {
+        "stage_steps": config.stage_steps,
+        "buffer_size": config.buffer_size,
+        "batch_size": batch_size,
+        "clip_fraction": config.clip_fraction,
+        "control_variate": config.control_variate,
+    }
+    if config.method == "ladder":
+        return TemperatureLadder(
+            generator, target, temperatures=geometric_ladder(config.hottest, config.stages), **sizes
+        )
+    bound = math.inf if config.max_entropy_loss is None else config.max_entropy_loss
+    return MassTransport(
+        generator, target, n_stages=config.stages, max_kl=config.max_kl, max_entropy_loss=bound, **sizes
+    )
+
+
+def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Objective:
     terms: list[tuple[float, Objective]] = []
     if config.likelihood > 0:
         bijective = generator.is_bijective
@@ -44,9 +89,19 @@ def build_objective(generator: Generator, target: Target, config: ObjectiveConfi
     if config.self_forward_kl > 0 or config.self_reverse_kl > 0:
         own = SelfWeightedKL(generator, target, forward=config.self_forward_kl, reverse=config.self_reverse_kl)
         terms.append((1.0, own))
+    if config.path_forward_kl > 0 or config.path_reverse_kl > 0:
+        path = PathKL(
+            generator,
+            target,
+            forward=config.path_forward_kl,
+            reverse=config.path_reverse_kl,
+            energy_cut=config.energy_cut,
+            energy_base=config.energy_base,
+        )
+        terms.append((1.0, path))
     if not terms:
         raise ValueError(
-            "objective: every weight is 0; set objective.likelihood, coverage, reverse_kl, self_forward_kl or "
-            "self_reverse_kl above 0."
+            "objective: every weight is 0; set objective.likelihood, coverage, reverse_kl, self_forward_kl, "
+            "self_reverse_kl, path_forward_kl or path_reverse_kl above 0."
         )
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Mixture(terms)

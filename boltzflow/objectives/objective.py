@@ -1,7 +1,9 @@
 """Objective: a loss module over (generator, target or data) that trains and never defines weights."""
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -23,6 +25,7 @@ class Step:
         n_samples: Model samples to draw, for objectives that sample.
         context: Passed on to Targets and Transitions.
         ledger: Where target evaluations are counted.
+        index: Number of steps before this one, for objectives that change as training goes on.
     """
 
     rng: torch.Generator
@@ -30,6 +33,7 @@ class Step:
     n_samples: int = 0
     context: Context | None = None
     ledger: Ledger = field(default_factory=Ledger)
+    index: int = 0
 
 
 class Objective(torch.nn.Module, abc.ABC):
@@ -49,6 +53,13 @@ class Objective(torch.nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Loss of one step, a scalar, and detached scalars to log by name."""
+
+    def memory(self) -> dict:
+        """What a checkpoint needs besides the parameters to continue exactly: tensors and plain values."""
+        return {}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Continue from `memory()`."""
 
 
 def masked_mean(values: Tensor, keep: Tensor) -> Tensor:

@@ -1,14 +1,12 @@
 """Reverse KL divergence: training from the energy alone."""
 
 import torch
-from torch.func import functional_call
 
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.generators.generator import Generator
 from boltzflow.objectives.decisions import decision_term
+from boltzflow.objectives.frozen import frozen_log_prob
 from boltzflow.objectives.objective import Objective, Step, ess_fraction, masked_mean
-from boltzflow.run import Context
-from boltzflow.state import State
 from boltzflow.targets.target import Target
 from boltzflow.transitions.transition import BatchStep
 
@@ -78,7 +76,7 @@ class ReverseKL(Objective):
         keep = trajectory.finite
         u = compress_energy(trajectory.target_energy, base=self.energy_base, cut=self.energy_cut)
         if self.path_gradient:
-            log_q = self._frozen_log_prob(trajectory.end, keep, step.context)
+            log_q = frozen_log_prob(self.generator, trajectory.end, keep, step.context)
             loss = masked_mean(u + log_q, keep & torch.isfinite(log_q.detach()))
         else:
             # what the decisions of a Transition can change lies between it and the target
@@ -91,23 +89,3 @@ class ReverseKL(Objective):
         log_w = trajectory.log_weights.detach()
         elbo = masked_mean(log_w, keep)
         return loss, {"reverse_kl": -elbo, "ess_fraction": ess_fraction(log_w), "n_masked": (~keep).sum()}
-
-    def _frozen_log_prob(self, end: State, keep: Tensor, context: Context | None) -> Tensor:
-        # log q at fixed parameters, differentiable through x alone, and through that only in the rows kept
-        fields = {
-            name: torch.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, x.detach()) for name, x in end.fields.items()
-        }
-        density = _Density(self.generator)
-        frozen = {name: p.detach() for name, p in density.named_parameters()}
-        return functional_call(density, frozen, (State(fields, end.spaces), context))
-
-
-class _Density(torch.nn.Module):
-    """`log_prob` as the forward of a module, which is what torch.func can call with other parameters."""
-
-    def __init__(self, generator: Generator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, state: State, context: Context | None) -> Tensor:
-        return self.generator.log_prob(state, context=context)

@@ -332,7 +332,7 @@ def _training_step(
         generator = build_generator(system, config.generator, dtype=dtype, device=device)
         target = replace(system, dtype=dtype).target.to(device)
         rows = system.positions[None] if walkers is None else walkers.cpu()
-        objective = build_objective(generator, target, config.objective)
+        objective = build_objective(generator, target, config.objective, batch_size=settings.batch_size)
         trainer = Trainer(objective, settings, data=State({"positions": rows.to(device, dtype)}, target.fields))
         trainer.train_step()  # compiles
         trainer.train_step()

@@ -17,6 +17,7 @@ from boltzflow.targets.molecule import MoleculeTarget
 from boltzflow.targets.particles import DoubleWellCluster, LennardJonesCluster, PairTarget
 from boltzflow.targets.states import ThermodynamicState, u_kn
 from boltzflow.targets.target import Base, Target
+from boltzflow.targets.tempered import Tempered
 from boltzflow.targets.wells import DoubleWell, ManyWell, Wells, mw52, mw54
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "PairTarget",
     "ProductBase",
     "Target",
+    "Tempered",
     "ThermodynamicState",
     "TruncatedNormal",
     "Uniform",

@@ -43,6 +43,7 @@ class TrainingState:
         n_clipped: Steps whose gradient was clipped.
         n_skipped: Steps left out because loss or gradient were not finite.
         n_skipped_in_a_row: Those just before this one.
+        objective: What the objective remembers, see `Objective.memory`.
         pending: Sums of what was logged since the last line of metrics, and the number of steps in them.
         seconds: Training time.
     """
@@ -56,6 +57,7 @@ class TrainingState:
     n_clipped: int = 0
     n_skipped: int = 0
     n_skipped_in_a_row: int = 0
+    objective: dict = field(default_factory=dict)
     pending: dict = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -115,6 +117,8 @@ class Trainer:
         )
         self.ema = ExponentialMovingAverage(objective.generator, decay=config.ema_decay)
         self._device = self.parameters[0].device
+        # `objective` may become a data-parallel wrapper of it
+        self._own_objective = objective
 
     def run(self, *, on_checkpoint: Callable[["Trainer"], None] | None = None, progress: bool | None = None) -> None:
         """Train to `config.steps`.
@@ -169,6 +173,7 @@ class Trainer:
             n_samples=self._n_samples,
             context=self.context,
             ledger=self.ledger,
+            index=self.step,
         )
         loss, logged = self.objective(step)
         loss.backward()
@@ -223,6 +228,7 @@ class Trainer:
             n_clipped=self.n_clipped,
             n_skipped=self.n_skipped,
             n_skipped_in_a_row=self.n_skipped_in_a_row,
+            objective=self._own_objective.memory(),
             pending={"sums": dict(self._sums), "steps": self._n_summed},
             seconds=self.seconds,
         )
@@ -235,4 +241,5 @@ class Trainer:
         self.ledger, self.data_digests = Ledger.from_dict(state.ledger), list(state.data)
         self.n_clipped, self.n_skipped, self.seconds = state.n_clipped, state.n_skipped, state.seconds
         self.n_skipped_in_a_row = state.n_skipped_in_a_row
+        self._own_objective.recall(state.objective)
         self._sums, self._n_summed = dict(state.pending.get("sums", {})), state.pending.get("steps", 0)

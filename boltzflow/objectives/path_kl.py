@@ -1,0 +1,84 @@
+"""Both KL divergences from the Generator's own samples by path gradients: forces, and no data."""
+
+import torch
+
+from boltzflow._typing import Float, Tensor
+from boltzflow.generators.generator import Generator
+from boltzflow.objectives.frozen import frozen_log_prob
+from boltzflow.objectives.objective import Objective, Step, ess_fraction, masked_mean
+from boltzflow.objectives.reverse_kl import compress_energy
+from boltzflow.targets.target import Target
+
+__all__ = ["PathKL"]
+
+
+class PathKL(Objective):
+    """Gradients of KL(p‖q) and KL(q‖p) through the samples x = T(z) alone, of no variance at q = p.
+
+    With w = p(x)/q(x), normalised over the batch, and ∂ₓ taken at fixed parameters of q,
+
+        ∇KL(p‖q) = −E_z[w ∂ₓ log w · ∇T(z)],        ∇KL(q‖p) = −E_z[∂ₓ log w · ∇T(z)].
+
+    The second is the path gradient of `ReverseKL`. The first follows from ∇KL(p‖q) = −E_q[w ∇log q], since
+    E_q[g(w) ∇log q] = E_z[g'(w) ∂ₓw · ∇T(z)] for every smooth g. Compared with `SelfWeightedKL`, which has the same two
+    mean gradients, one sample gives as many numbers as it has coordinates, and an error of the model in one coordinate
+    adds no noise to the others: the noise does not grow with the dimension. It costs a force, and a second pass.
+
+    A mode that the model misses is invisible to both; KL(p‖q) holds on to those that it has. Weights are truncated at
+    `max_weight`, which biases the gradient; the weight removed is logged. Energies are compressed as in `ReverseKL`.
+
+    Args:
+        generator: What is trained; bijective.
+        target: Whose energy and force train it; kept out of the module tree.
+        forward: Weight of KL(p‖q).
+        reverse: Weight of KL(q‖p).
+        max_weight: Largest w, in units of its mean.
+        energy_cut: Excess energy above `energy_base` (kT) from which on it is compressed in the loss.
+        energy_base: Level from which `energy_cut` counts, kT.
+
+    Raises:
+        TypeError: If the Generator is not bijective.
+
+    References:
+        Sticking the landing (Roeder, Wu, Duvenaud, 2017), for KL(q‖p); doubly reparameterised gradients (Tucker et al.,
+        2019; generalised by Bauer and Mnih, 2021) for the identity that gives the other.
+    """
+
+    needs_samples = True
+
+    def __init__(
+        self,
+        generator: Generator,
+        target: Target,
+        *,
+        forward: float = 1.0,
+        reverse: float = 0.0,
+        max_weight: float = 10.0,
+        energy_cut: float = 1e3,
+        energy_base: float = 0.0,
+    ) -> None:
+        super().__init__(generator)
+        if not generator.is_bijective:
+            raise TypeError("PathKL: needs a Generator of Bijections, whose density is known.")
+        self._target = (target,)
+        self.forward_weight, self.reverse_weight = forward, reverse
+        self.max_weight = max_weight
+        self.energy_cut, self.energy_base = energy_cut, energy_base
+
+    def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """A loss whose gradient is the estimate (its value means nothing), and the efficiency of the batch."""
+        trajectory = self.generator.rollout(step.n_samples, self._target[0], step.rng, context=step.context)
+        step.ledger.merge(trajectory.ledger)
+        log_w, keep = trajectory.log_weights.detach(), trajectory.finite
+        u = compress_energy(trajectory.target_energy, base=self.energy_base, cut=self.energy_cut)
+        log_q = frozen_log_prob(self.generator, trajectory.end, keep, step.context)
+        w = torch.softmax(log_w, 0) * keep.sum()
+        kept = w.clamp(max=self.max_weight)
+        coefficient = self.forward_weight * kept + self.reverse_weight
+        loss = masked_mean(coefficient * (u + log_q), keep & torch.isfinite(log_q.detach()))
+        return loss, {
+            "ess_fraction": ess_fraction(log_w),
+            "elbo": masked_mean(log_w, keep),
+            "truncated_weight": (w - kept).sum() / keep.sum(),
+            "n_masked": (~keep).sum(),
+        }
