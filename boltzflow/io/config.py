@@ -55,14 +55,17 @@ class AnnealingConfig(_Section):
     hottest: float = Field(4.0, ge=1, description="cooling, ladder: first temperature, relative to the system's.")
     hot_steps: int = Field(2000, ge=0, description="cooling, ladder: steps of the terms at the hottest temperature.")
     cooling_steps: int = Field(4000, ge=0, description="cooling: steps from the hottest to the system's temperature.")
+    cold_stages: int = Field(
+        0, ge=0, description="cooling, ladder: further buffers at the system's temperature, before the terms act again."
+    )
     stages: int = Field(10, ge=1, description="ladder: temperatures below the hottest; transport: constrained steps.")
-    stage_steps: int = Field(500, ge=1, description="ladder, transport: optimisation steps per buffer.")
-    buffer_size: int = Field(200_000, ge=1, description="ladder, transport: model samples per buffer.")
+    stage_steps: int = Field(500, ge=1, description="Optimisation steps per buffer.")
+    buffer_size: int = Field(200_000, ge=1, description="Model samples per buffer.")
     clip_fraction: float = Field(
-        1e-4, ge=0, lt=1, description="ladder, transport: share of a buffer whose weights are lowered to the next."
+        1e-4, ge=0, lt=1, description="Share of a buffer whose weights are lowered to the largest of the others."
     )
     control_variate: bool = Field(
-        default=True, description="ladder, transport: weighted rows with a control variate; false = resampled rows."
+        default=True, description="Weighted rows with a control variate; false = resampled rows."
     )
     max_kl: float = Field(0.3, gt=0, description="transport: KL divergence per stage, in nats.")
     max_entropy_loss: float | None = Field(

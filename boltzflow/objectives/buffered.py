@@ -29,7 +29,9 @@ class BufferedKL(Objective, abc.ABC):
 
         ∇KL(p_k‖q) = −E_{q_k}[(w − q/q_k) ∇log q],
 
-    where the second term has zero mean and makes the variance vanish at q = p_k. Without `control_variate` rows are
+    where the second term has zero mean and makes the variance vanish at q = p_k. Half of the rows are drawn in
+    proportion to |w − 1|, the size of their coefficients to begin with, which they are then divided by. So rare states
+    of which the model has too little are trained on more often, with less noise. Without `control_variate` rows are
     drawn in proportion to w instead, and their likelihood is maximised: an estimate of the same gradient with the
     noise of a likelihood.
 
@@ -88,19 +90,15 @@ class BufferedKL(Objective, abc.ABC):
         stage = min(step.index // self.stage_steps, self.n_stages - 1)
         if self._rows is None or stage != self._stage:
             self._fill(stage, step)
-        n = len(self._rows)
-        if self.control_variate:
-            rows = torch.randint(n, (self.batch_size,), generator=step.rng, device=step.rng.device)
-        else:
-            at = torch.rand(self.batch_size, dtype=torch.float64, generator=step.rng, device=step.rng.device)
-            rows = torch.searchsorted(self._cumulative, at.to(self._cumulative.device)).clamp(max=n - 1)
-        rows = rows.to(self._log_q.device)
+        at = torch.rand(self.batch_size, dtype=torch.float64, generator=step.rng, device=step.rng.device)
+        rows = torch.searchsorted(self._cumulative, at.to(self._cumulative.device)).clamp(max=len(self._rows) - 1)
         log_q, finite = finite_log_prob(self.generator, self._rows.index(rows), step.context)
         coefficient = torch.ones_like(self._weight[rows])
         if self.control_variate:
-            change = log_q.detach() - self._log_q[rows][finite] if bool(finite.any()) else log_q.detach()
-            coefficient = torch.zeros_like(coefficient)
-            coefficient[finite] = self._weight[rows][finite] - change.exp().clamp(max=self.max_ratio)
+            ratio = torch.zeros_like(coefficient)
+            if bool(finite.any()):
+                ratio[finite] = (log_q.detach() - self._log_q[rows][finite]).exp().clamp(max=self.max_ratio)
+            coefficient = (self._weight[rows] - ratio) / self._density[rows]
         loss = -(coefficient[finite] * log_q).mean() if bool(finite.any()) else log_q.mean()
         return loss, {**self._logged, "n_failed_data": (~finite).sum()}
 
@@ -121,7 +119,11 @@ class BufferedKL(Objective, abc.ABC):
         allowed = torch.quantile(log_weight[: 2**24], 1.0 - self.clip_fraction)
         self._weight = log_weight.clamp(max=allowed).exp()
         self._weight = self._weight / self._weight.mean()
-        self._cumulative = self._weight.cumsum(0) / self._weight.sum()
+        self._density = self._weight
+        if self.control_variate:
+            excess = (self._weight - 1.0).abs() + 1e-12
+            self._density = 0.5 + 0.5 * excess / excess.mean()
+        self._cumulative = self._density.cumsum(0) / self._density.sum()
         self._stage = stage
         self._logged = {
             "stage": torch.tensor(float(stage)),

@@ -41,17 +41,20 @@ def build_objective(
         return _terms(generator, target, config)
     # at its own temperature a tempered target is the target
     terms = _terms(generator, Tempered(target), config)
-    if annealing.method == "cooling":
-        return Cooling(terms, hottest=annealing.hottest, hot_steps=annealing.hot_steps, steps=annealing.cooling_steps)
-    n_buffered = annealing.stages * annealing.stage_steps
     buffered = _buffered(generator, target, annealing, batch_size)
-    if annealing.method == "transport" or not annealing.hot_steps:
-        return Sequence([(n_buffered, buffered), (0, terms)])
-    hot = Cooling(terms, hottest=annealing.hottest, hot_steps=annealing.hot_steps, steps=0)
-    return Sequence([(annealing.hot_steps, hot), (n_buffered, buffered), (0, terms)])
+    phases: list[tuple[int, Objective]] = []
+    if annealing.method != "transport":
+        fall = annealing.cooling_steps if annealing.method == "cooling" else 0
+        hot = Cooling(terms, hottest=annealing.hottest, hot_steps=annealing.hot_steps, steps=fall)
+        phases.append((annealing.hot_steps + fall, hot))
+    if buffered is not None:
+        phases.append((buffered.n_stages * buffered.stage_steps, buffered))
+    return Sequence([phase for phase in phases if phase[0]] + [(0, terms)])
 
 
-def _buffered(generator: Generator, target: Target, config: AnnealingConfig, batch_size: int) -> Objective:
+def _buffered(
+    generator: Generator, target: Target, config: AnnealingConfig, batch_size: int
+) -> MassTransport | TemperatureLadder | None:
     sizes = {
         "stage_steps": config.stage_steps,
         "buffer_size": config.buffer_size,
@@ -59,14 +62,15 @@ def _buffered(generator: Generator, target: Target, config: AnnealingConfig, bat
         "clip_fraction": config.clip_fraction,
         "control_variate": config.control_variate,
     }
-    if config.method == "ladder":
-        return TemperatureLadder(
-            generator, target, temperatures=geometric_ladder(config.hottest, config.stages), **sizes
+    if config.method == "transport":
+        bound = math.inf if config.max_entropy_loss is None else config.max_entropy_loss
+        return MassTransport(
+            generator, target, n_stages=config.stages, max_kl=config.max_kl, max_entropy_loss=bound, **sizes
         )
-    bound = math.inf if config.max_entropy_loss is None else config.max_entropy_loss
-    return MassTransport(
-        generator, target, n_stages=config.stages, max_kl=config.max_kl, max_entropy_loss=bound, **sizes
-    )
+    temperatures = [1.0] * config.cold_stages
+    if config.method == "ladder":
+        temperatures = geometric_ladder(config.hottest, config.stages) + temperatures
+    return TemperatureLadder(generator, target, temperatures=temperatures, **sizes) if temperatures else None
 
 
 def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Objective:

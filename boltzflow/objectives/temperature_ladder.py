@@ -10,24 +10,23 @@ from boltzflow.targets.target import Target
 __all__ = ["TemperatureLadder", "geometric_ladder"]
 
 
-def geometric_ladder(hottest: float, n_rungs: int, *, n_cold: int = 0) -> list[float]:
-    """Temperatures below `hottest` down to 1, with a constant ratio, and `n_cold` times 1 more.
+def geometric_ladder(hottest: float, n_rungs: int) -> list[float]:
+    """Temperatures below `hottest` down to 1, with a constant ratio.
 
     Args:
         hottest: Where the ladder starts, relative to the target's temperature; it is not in the list.
-        n_rungs: Number of temperatures down to the first 1.
-        n_cold: Number of repetitions of the last.
+        n_rungs: Number of temperatures, 1 included.
 
     Raises:
         ValueError: If hottest is below 1 or there is no rung.
 
     Example:
-        >>> geometric_ladder(4.0, 2, n_cold=1)
-        [2.0, 1.0, 1.0]
+        >>> geometric_ladder(4.0, 2)
+        [2.0, 1.0]
     """
     if hottest < 1.0 or n_rungs < 1:
         raise ValueError(f"geometric_ladder: expected hottest >= 1 and a rung, got {hottest} and {n_rungs} rungs.")
-    return [hottest ** (1.0 - (k + 1) / n_rungs) for k in range(n_rungs)] + [1.0] * n_cold
+    return [hottest ** (1.0 - (k + 1) / n_rungs) for k in range(n_rungs)]
 
 
 class TemperatureLadder(BufferedKL):
