@@ -20,7 +20,6 @@ from forcefield import openmm_loop
 from openmm import app
 
 from boltzflow.forcefield import from_openmm
-from boltzflow.preparation.build import minimise
 from boltzflow.preparation.sequence import from_sequence
 from boltzflow.systems import load_system
 
@@ -38,8 +37,7 @@ def long_peptide() -> tuple[openmm.System, torch.Tensor]:
     field = app.ForceField("amber14-all.xml", "implicit/obc1.xml")
     topology, positions = from_sequence("NLYIQWLKDGGPSSGRPPPS" * 3 + "NLYI", forcefield=field)
     system = field.createSystem(topology, nonbondedMethod=app.NoCutoff, removeCMMotion=False)
-    *_, relaxed, _ = minimise(system, positions)
-    return system, torch.from_numpy(relaxed)
+    return system, torch.from_numpy(positions)
 
 
 def load(name: str) -> tuple[openmm.System, torch.Tensor]:
