@@ -39,7 +39,7 @@ class Constraints(nn.Module):
         >>> from boltzflow.coordinates import Constraints
         >>> bonds = Constraints(torch.tensor([[0, 1], [1, 2]]), torch.tensor([0.1, 0.1]), masses=torch.ones(3))
         >>> right_angle = torch.tensor([[[0.1, 0, 0], [0, 0, 0], [0, 0.1, 0]]])
-        >>> float(bonds.log_det_metric(right_angle).exp())
+        >>> round(float(bonds.log_det_metric(right_angle).exp()), 6)
         4.0
 
     References:
