@@ -1,5 +1,6 @@
 """Physical systems, one folder each: the registry is the folder listing, and any folder of a user works as well."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -27,11 +28,13 @@ from boltzflow.errors import (
     UnsupportedForceError,
     nearest,
 )
+from boltzflow.forcefield.alchemical import alchemical, lambda_schedule
 from boltzflow.forcefield.compiled import CompiledForceField
 from boltzflow.forcefield.potential import ForceField
 from boltzflow.forcefield.serialized import SerializedSystem, read_serialized
 from boltzflow.generators.families import build_generator
 from boltzflow.generators.generator import Generator
+from boltzflow.io.alchemical import AlchemicalDefinition, check_lambda, read_state, select_atoms
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
 from boltzflow.io.config import RunConfig, load_config
 from boltzflow.run import make_rng
@@ -81,6 +84,7 @@ class SystemDefinition(BaseModel):
     constraint_measure: Literal["mass-metric", "stiff", "rigid"] = Field(
         "mass-metric", description="What the density is with respect to if the System has constraints."
     )
+    alchemical: AlchemicalDefinition | None = Field(None, description="Atoms that NAME@lambda=... switches.")
     energies: tuple[float, ...] = Field((), description="OpenMM energies of `probe_positions`, kJ/mol; verified.")
 
 
@@ -239,6 +243,7 @@ class System(SystemFolder):
         temperature: In K.
         dtype: Of the torch force field's arithmetic; energies are float64 on return in either case.
         constraint_measure: In place of that of the definition, see `MoleculeTarget`.
+        lam: λ of the alchemical atoms, 1 for the molecule as it is, 0 where they do not interact with the rest.
 
     Example:
         >>> from boltzflow import load_system
@@ -248,10 +253,52 @@ class System(SystemFolder):
     """
 
     constraint_measure: str | None = None
+    lam: float = 1.0
 
     @property
     def _variant(self) -> str:
         return "" if self.constraint_measure is None else f":{self.constraint_measure}"
+
+    @property
+    def name(self) -> str:
+        """See `SystemFolder.name`; with "@lambda=λ", or ",lambda=λ" after a temperature, where λ is not 1."""
+        own = super().name
+        if self.lam == 1:
+            return own
+        return f"{own}{'@' if self.temperature == self.definition.temperature else ','}lambda={self.lam:.10g}"
+
+    @property
+    def source(self) -> str:
+        """See `SystemFolder.source`; with λ as in `name`."""
+        own = super().source
+        return own if self.lam == 1 or own == self.name else f"{own},lambda={self.lam:.10g}"
+
+    def at_lambda(self, lam: float, *, temperature: float | None = None) -> "System":
+        """The system at another λ of its alchemical atoms.
+
+        Args:
+            lam: From 1, all interactions, to 0, none between the alchemical atoms and the rest.
+            temperature: In K; by default the same.
+
+        Raises:
+            FormatError: If λ is not in [0, 1], or `system.yaml` has no alchemical atoms.
+        """
+        check_lambda(lam, self.definition.name, self.definition.alchemical)
+        found = replace(self, lam=float(lam), temperature=self.temperature if temperature is None else temperature)
+        shared = ("_structure", "zmatrix", "sector", "_serialized", "_system_bytes", "openmm_system", "_forcefield")
+        vars(found).update({name: vars(self)[name] for name in shared if name in vars(self)})
+        return found
+
+    @cached_property
+    def alchemical_atoms(self) -> tuple[int, ...]:
+        """Atoms whose interactions with the rest λ switches; () if there are none.
+
+        Raises:
+            FormatError: If the selection is not understood, or selects no atom, or all.
+        """
+        if self.definition.alchemical is None:
+            return ()
+        return select_atoms(self.topology, self.definition.alchemical.atoms, where=str(self.folder / "system.yaml"))
 
     @cached_property
     def _structure(self) -> Any:
@@ -379,10 +426,28 @@ class System(SystemFolder):
 
         Its parameters are cached in `cache_folder()`, after which OpenMM is no longer needed.
 
+        At a λ other than 1 it is that of `boltzflow.forcefield.alchemical`, charges switched before cores as by
+        `boltzflow.forcefield.lambda_schedule`.
+
         Raises:
             FormatError: If its energies are not those that `system.yaml` records.
             UnsupportedForceError: If the System holds a force that the torch back-end does not know.
         """
+        potential = self._forcefield
+        if self.lam != 1:
+            sterics, electrostatics = lambda_schedule(self.lam)
+            potential = alchemical(
+                potential,
+                self.alchemical_atoms,
+                lambda_sterics=sterics,
+                lambda_electrostatics=electrostatics,
+                softness=self.definition.alchemical.softness,
+            )
+        return copy.deepcopy(potential).to(self.dtype).compiled()
+
+    @cached_property
+    def _forcefield(self) -> ForceField:
+        """The verified force field at λ = 1, eager and in float64."""
         cached = cache_folder() / "forcefields" / f"{hashlib.sha256(self._system_bytes).hexdigest()}.pt"
         try:
             potential = ForceField.load(cached)
@@ -392,7 +457,7 @@ class System(SystemFolder):
         except Exception as error:  # whatever is wrong with a cache, it is made anew
             logger.info("cached force field %s is of no use (%s); it is made anew", cached, error)
             potential = self._convert(cached)
-        return potential.to(self.dtype).compiled()
+        return potential
 
     def _convert(self, cached: Path) -> ForceField:
         from boltzflow.forcefield import from_openmm
@@ -559,26 +624,25 @@ def load_system(
     """Load a system by name or folder.
 
     Args:
-        name: A name of `list_systems()`, or a folder with a `system.yaml`; "name@350" sets the temperature, too, and
-            "name:stiff" the measure of its constraints, see `System.with_measure`.
+        name: A name of `list_systems()`, or a folder with a `system.yaml`; "name@350" sets the temperature, too,
+            "name@lambda=0.5" the λ of its alchemical atoms, "name@350,lambda=0.5" both, and "name:stiff" the measure of
+            its constraints, see `System.with_measure`.
         temperature: In K or as `openmm.unit.Quantity`; by default the system's own.
         dtype: Of the torch force field's arithmetic.
 
     Raises:
         UnknownNameError: If there is no such system (the nearest are named).
         FormatError: If its `system.yaml` has an unknown key or a wrong value, a file is missing, or an analytic
-            system is asked for at a temperature.
+            system is asked for at a temperature; if λ is not in [0, 1], or is given where no atoms are alchemical.
 
     Example:
         >>> load_system("alanine_dipeptide@350").temperature
         350.0
     """
-    text, at, kelvin = os.fspath(name).rpartition("@")
+    text, at, state = os.fspath(name).rpartition("@")
+    lam = 1.0
     if at and temperature is None and not Path(name).exists():
-        try:
-            temperature = float(kelvin)
-        except ValueError:
-            raise FormatError(f"system {text}@{kelvin}: expected NAME@TEMPERATURE in kelvin, got {kelvin!r}.") from None
+        temperature, lam = read_state(text, state)
     else:
         text = os.fspath(name)
     measure = None
@@ -587,9 +651,9 @@ def load_system(
     folder = _find(text)
     definition = _read_definition(folder / "system.yaml")
     if definition.target is not None:
-        if temperature is not None or definition.temperature is not None:
+        if temperature is not None or definition.temperature is not None or lam != 1:
             raise FormatError(
-                f"system {definition.name}: an analytic target is in kT and has no temperature; leave it out."
+                f"system {definition.name}: an analytic target is in kT and has no temperature and no λ; leave it out."
             )
         return AnalyticSystem(folder, definition, None, dtype)
     if definition.temperature is None:
@@ -598,7 +662,9 @@ def load_system(
     if missing:
         raise FormatError(f"system folder {folder}: {' and '.join(missing)} missing, named by its system.yaml.")
     kelvin = as_temperature(definition.temperature if temperature is None else temperature)
-    system = System(folder, definition, kelvin, dtype)
+    if lam != 1:
+        check_lambda(lam, definition.name, definition.alchemical)
+    system = System(folder, definition, kelvin, dtype, lam=lam)
     return system if measure is None else system.with_measure(measure)
 
 

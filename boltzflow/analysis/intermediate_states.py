@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,20 @@ class Recorded:
         with np.errstate(invalid="ignore"):
             return np.nan_to_num(self.u_b - self.u_a, nan=np.inf, posinf=np.inf, neginf=-np.inf)
 
+    def observed(self, k: int) -> np.ndarray:
+        """What tells how samples of state k are correlated: their work, shape (n_records, n_chains)."""
+        return self.work[:, k]
+
+    def steps(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Work from every state to the next, of its own samples, and back, of those of the next."""
+        work = self.work.transpose(1, 0, 2).reshape(len(self.lambdas), -1)
+        return [(step * work[k], -step * work[k + 1]) for k, step in enumerate(np.diff(self.lambdas))]
+
+    def joined(self, *later: "Recorded") -> "Recorded":
+        """These samples and later ones of the same states."""
+        arrays = {f.name: [getattr(part, f.name) for part in (self, *later)] for f in fields(self)}
+        return replace(self, **{name: np.concatenate(a) for name, a in arrays.items() if name != "lambdas"})
+
     def u_kn(self) -> np.ndarray:
         """Reduced energy at every state of every sample, samples by state, then record, then chain: (K, K n).
 
@@ -73,9 +87,7 @@ class Recorded:
 def neighbour_overlaps(recorded: Recorded) -> np.ndarray:
     """Overlap of every pair of neighbouring states, shape (n_states − 1,): 1/2 if they are the same, 0 if disjoint."""
     found = []
-    work = recorded.work.transpose(1, 0, 2).reshape(len(recorded.lambdas), -1)
-    for k, step in enumerate(np.diff(recorded.lambdas)):
-        forward, reverse = step * work[k], -step * work[k + 1]
+    for forward, reverse in recorded.steps():
         usable = np.isfinite(forward).any() and np.isfinite(reverse).any() and not np.any(reverse == -np.inf)
         found.append(bar_overlap(forward, reverse) if usable and not np.any(forward == -np.inf) else 0.0)
     return np.array(found)
@@ -140,9 +152,6 @@ class IntermediateStates:
         new = np.asarray(lambdas, dtype=np.float64)
         if new.ndim != 1 or not len(new) or np.any(np.diff(new) <= 0) or new[0] < 0 or new[-1] > 1:
             raise ValueError(f"lambdas: expected rising numbers in [0, 1], got {list(lambdas)}.")
-        ends = ((1.0, 0.0), (0.0, 1.0)) if self.ratio is None else ((1.0,), (self.ratio,))
-        a, b = (torch.tensor(end, dtype=torch.float64) for end in ends)
-        rungs = [a / factor for factor in self.hot] + [(1 - lam) * a + lam * b for lam in new.tolist()]
         if self.simulation is None:
             start, n_relax = self._start, 100
             sizes: dict[int, Tensor] = {}
@@ -155,11 +164,9 @@ class IntermediateStates:
             start, n_relax = walkers.index(rows.flatten().to(walkers.device)), 0
             sizes = {i: s.cpu()[origin] for i, s in old.step_sizes.items()}
             self._ledger.merge(old.ledger)
-        targets = (self.a, self.b) if self.ratio is None else (self.a,)
-        self.simulation = ReplicaExchange(
-            targets,
+        self.simulation = self._simulate(
+            new.tolist(),
             start,
-            coefficients=torch.stack(rungs),
             n_chains=self.n_chains,
             kernels=self._kernels,
             n_relax=n_relax,
@@ -169,6 +176,14 @@ class IntermediateStates:
             self.simulation.step_sizes[i] = s.to(self.simulation.step_sizes[i])
         self._rungs += 1
         self.lambdas = new
+
+    def _simulate(self, lambdas: list[float], start: State, **options: Any) -> ReplicaExchange:
+        """Replica exchange of the hot states and of these."""
+        ends = ((1.0, 0.0), (0.0, 1.0)) if self.ratio is None else ((1.0,), (self.ratio,))
+        a, b = (torch.tensor(end, dtype=torch.float64) for end in ends)
+        rungs = [a / factor for factor in self.hot] + [(1 - lam) * a + lam * b for lam in lambdas]
+        targets = (self.a, self.b) if self.ratio is None else (self.a,)
+        return ReplicaExchange(targets, start, coefficients=torch.stack(rungs), **options)
 
     def burn_in(self, n_sweeps: int) -> None:
         """Equilibrate and adapt the step sizes."""
@@ -235,8 +250,7 @@ class IntermediateStates:
         while done < wanted and (done < 4 or time.perf_counter() - began < seconds):
             parts.append(self.record(min(chunk, wanted - done), sweeps_per_record=sweeps_per_record))
             done += len(parts[-1].u_a)
-        u_a, u_b = (np.concatenate([getattr(part, name) for part in parts]) for name in ("u_a", "u_b"))
-        return Recorded(self.lambdas, u_a, u_b), done == wanted
+        return parts[0].joined(*parts[1:]), done == wanted
 
 
 def _between(low: float, high: float, overlap: float) -> np.ndarray:

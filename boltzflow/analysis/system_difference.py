@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,8 @@ import numpy as np
 from boltzflow.analysis.difference import RELIABLE_K, SystemDifference
 from boltzflow.analysis.intermediate_states import IntermediateStates, Recorded, neighbour_overlaps
 from boltzflow.analysis.learned_difference import by_generator
-from boltzflow.analysis.system_pair import energy_ratio, paired_starts, paired_targets
+from boltzflow.analysis.path_states import PathStates
+from boltzflow.analysis.system_pair import alchemical_path, energy_ratio, paired_starts, paired_targets, path_lambda
 from boltzflow.errors import LowOverlapError, nearest
 from boltzflow.estimate import Estimate
 from boltzflow.io.provenance import method_names
@@ -52,6 +53,7 @@ def system_difference(
     kernels: Sequence[MetropolisKernel] | None = None,
     checkpoints: Sequence[str | os.PathLike | None] = (None, None),
     lambdas: Sequence[float] | None = None,
+    path: Callable[[float], Target] | None = None,
     n_chains: int = 32,
     max_temperature: float = 1.8,
     max_states: int = 32,
@@ -61,12 +63,15 @@ def system_difference(
 ) -> SystemDifference:
     """Free energy of B minus that of A.
 
+    Between two λ of one system with alchemical atoms the states in between are those of λ, along
+    `boltzflow.forcefield.lambda_schedule`; otherwise they are u_λ = (1−λ) u_A + λ u_B.
+
     "learned" weighs the samples of a trained generator for both ends, if need be after annealing them from one end to
-    the other. The other methods sample the ends, and states u_λ = (1−λ) u_A + λ u_B between them, by Hamiltonian
-    replica exchange: "exp" at A alone, "bar" at A and B, "mbar" at as many states as it takes for neighbours to
-    overlap. "auto" takes the learned path if there is a generator and its weights can be trusted for both ends, else
-    the first of exp, bar and mbar that a pilot shows to be reliable. Errors are those between independent ladders; on
-    the learned path between independent samples.
+    the other. The other methods sample the ends, and states between them, by Hamiltonian replica exchange: "exp" at A
+    alone, "bar" at A and B, "mbar" at as many states as it takes for neighbours to overlap. "auto" takes the learned
+    path if there is a generator and its weights can be trusted for both ends (not between two λ), else the first of
+    exp, bar and mbar that a pilot shows to be reliable. Errors are those between independent ladders; on the learned
+    path between independent samples.
 
     Args:
         a: A System, or a Target with `start` and `kernels`.
@@ -78,6 +83,7 @@ def system_difference(
         kernels: For Targets: kernels that sample them; default for Systems: HMC and torsion moves.
         checkpoints: For Systems: of generators of A and of B; None = what ships or lies with the system.
         lambdas: For "mbar": the states instead of those that are found, from 0 to 1.
+        path: For Targets: those in between instead of the linear mix, from A at 0 to B at 1.
         n_chains: Independent ladders.
         max_temperature: Of hot states of A at the end of every ladder, as a multiple of its temperature; 1 = none.
         max_states: Most states between which "mbar" may spread.
@@ -114,13 +120,16 @@ def system_difference(
             raise ValueError("system_difference: two Targets need start= and kernels=; Systems bring their own.")
         if method == "learned":
             raise ValueError("system_difference: Targets have no generator; give their samples to learned_difference.")
+        if path is not None:
+            a, b = path(0.0), path(1.0)
         if a is b:
             raise ValueError(f"system_difference: both ends are {a.name}, so the difference is zero.")
         ends = [a, b]
     else:
         *ends, notes = paired_targets(a, b)
         kernels = molecule_kernels(a.bonds, a.elements, positions=a.positions) if kernels is None else kernels
-        if method in ("auto", "learned"):
+        path = alchemical_path(a, b, ends)
+        if method == "learned" or (method == "auto" and path is None):
             found = by_generator(
                 (a, b),
                 ends,
@@ -134,15 +143,11 @@ def system_difference(
             if found is not None:
                 return _finished(found, notes, ends, began)
         start = paired_starts(a, b, ends[0], n_chains) if start is None else start
-    ladder = IntermediateStates(
-        *ends,
-        start,
-        kernels=kernels,
-        ratio=energy_ratio(*ends),
-        n_chains=n_chains,
-        max_temperature=max_temperature,
-        seed=seed,
-    )
+    options = {"kernels": kernels, "n_chains": n_chains, "max_temperature": max_temperature, "seed": seed}
+    if path is None:
+        ladder = IntermediateStates(*ends, start, ratio=energy_ratio(*ends), **options)
+    else:
+        ladder = PathStates(path, start, **options)
     found = _by_states(
         ladder,
         method=method,
@@ -153,6 +158,10 @@ def system_difference(
         n_burn_in=n_burn_in,
         sweeps_per_record=sweeps_per_record,
     )
+    if isinstance(ladder, PathStates) and not isinstance(a, Target):
+        notes.append(f"states along the λ of {len(a.alchemical_atoms)} alchemical atoms: charges first, then cores")
+        rows = [{**row, "alchemical_lambda": path_lambda(a, b, row["lambda"])} for row in found.states]
+        found = replace(found, states=rows)
     return _finished(found, notes, ends, began)
 
 
@@ -262,7 +271,7 @@ def _describe(recorded: Recorded) -> list[dict[str, Any]]:
     """What the work u_B − u_A says of every state: its mean, R-hat between ladders, independent samples."""
     rows = []
     for k, lam in enumerate(recorded.lambdas.tolist()):
-        work = recorded.work[:, k]
+        work = recorded.observed(k)
         mean = float(work.mean())
         if not np.isfinite(work).all():
             # ranks, which R-hat compares, stay as they are

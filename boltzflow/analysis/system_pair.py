@@ -1,6 +1,7 @@
 """Two systems on the same atoms as two Targets that can be compared: same atoms, one labelling sector."""
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from boltzflow.targets.target import Target
 if TYPE_CHECKING:
     from boltzflow.systems import System
 
-__all__ = ["check_same_atoms", "energy_ratio", "paired_starts", "paired_targets"]
+__all__ = ["alchemical_path", "check_same_atoms", "energy_ratio", "paired_starts", "paired_targets", "path_lambda"]
 
 
 def check_same_atoms(first: Any, second: Any, *, names: tuple[str, str]) -> None:
@@ -76,7 +77,8 @@ def paired_targets(a: "System", b: "System") -> tuple[MoleculeTarget, MoleculeTa
                 "they are different molecules; make both from one structure."
             )
         notes.append(f"identical hydrogens are labelled as in {names[0]} for both ends (log n_copies cancels)")
-    if a.fingerprint == b.fingerprint and a.target.constraint_measure == b.target.constraint_measure:
+    same_measure = a.target.constraint_measure == b.target.constraint_measure
+    if a.fingerprint == b.fingerprint and same_measure and a.lam == b.lam:
         if a.temperature == b.temperature:
             raise FormatError(f"{names[0]} and {names[1]} are one system at one temperature: the difference is zero.")
         second = copy.copy(a.target)
@@ -103,6 +105,37 @@ def _check_constraints(a: MoleculeTarget, b: MoleculeTarget, *, names: tuple[str
             f"{names[0]} has {len(fixed[0])} constraints and {names[1]} has {len(fixed[1])}, which differ: expected "
             "the same fixed distances at both ends. Make both Systems with the same constraints, or with none."
         )
+
+
+def alchemical_path(
+    a: "System", b: "System", ends: Sequence[MoleculeTarget]
+) -> Callable[[float], MoleculeTarget] | None:
+    """Targets from A (at 0) to B (at 1) where these are one system at two λ, else None.
+
+    λ goes from that of A to that of B in a straight line, and so does 1/kT.
+
+    Args:
+        a: A system.
+        b: Another.
+        ends: Their Targets, as `paired_targets` gives them.
+    """
+    if a.fingerprint != b.fingerprint or a.lam == b.lam:
+        return None
+
+    def at(position: float) -> MoleculeTarget:
+        if position in (0, 1):
+            return ends[int(position)]
+        kelvin = 1 / ((1 - position) / a.temperature + position / b.temperature)
+        target = a.at_lambda(path_lambda(a, b, position), temperature=kelvin).target
+        target.sector, target.sector_description = ends[0].sector, ends[0].sector_description
+        return target
+
+    return at
+
+
+def path_lambda(a: "System", b: "System", position: float) -> float:
+    """λ at a position on the way from A (0) to B (1)."""
+    return (1 - position) * a.lam + position * b.lam
 
 
 def energy_ratio(a: Target, b: Target) -> float | None:

@@ -40,9 +40,11 @@ def free_energy(
         Literal["heavy", "backbone", "CA", "all"], typer.Option(help="Structures: what is superposed and compared.")
     ] = "heavy",
     nearest: Annotated[bool, typer.Option("--nearest", help="Structures: share overlapping states out.")] = False,
-    from_: Annotated[str | None, typer.Option("--from", metavar="SYSTEM[@T]", help="First system, or a run.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="SYSTEM[@T][,lambda=λ]", help="First system, or a run.")
+    ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="SYSTEM[@T]", help="Second system, of the same atoms.")
+        str | None, typer.Option("--to", metavar="SYSTEM[@T][,lambda=λ]", help="Second system, of the same atoms.")
     ] = None,
     method: Annotated[
         Literal["auto", "learned", "exp", "bar", "mbar"], typer.Option(help="Systems: how to go from one to the other.")
@@ -191,7 +193,8 @@ def _print_systems(found: SystemDifference, unit: Unit, temperature: float, *, a
     for row in found.states:
         if "lambda" in row:
             independent = f"{row['n_independent']:.0f} independent, R-hat {row['r_hat']:.3f}"
-            typer.echo(f"  λ = {row['lambda']:<9.4g} {row['n']} samples, {independent}")
+            lam = row.get("alchemical_lambda", row["lambda"])
+            typer.echo(f"  λ = {lam:<9.4g} {row['n']} samples, {independent}")
         else:
             typer.echo(
                 f"  {row['state']:<13} {row['n']} samples, {row['ess']:.0f} effective, k-hat {row['pareto_k']:.2f}"

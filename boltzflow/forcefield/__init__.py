@@ -1,6 +1,11 @@
 """An openmm.System as a batched, differentiable torch potential, and OpenMM itself behind the same face."""
 
-from boltzflow.forcefield.alchemical import AlchemicalGeneralizedBorn, AlchemicalNonbonded, alchemical
+from boltzflow.forcefield.alchemical import (
+    AlchemicalGeneralizedBorn,
+    AlchemicalNonbonded,
+    alchemical,
+    lambda_schedule,
+)
 from boltzflow.forcefield.cmap_torsion import CMAPTorsions
 from boltzflow.forcefield.compiled import CompiledForceField
 from boltzflow.forcefield.constraints import ConstraintParameters
@@ -48,6 +53,7 @@ __all__ = [
     "WorkerError",
     "alchemical",
     "from_openmm",
+    "lambda_schedule",
     "pme_offset",
     "read_serialized",
     "register_force",

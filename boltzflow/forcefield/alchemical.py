@@ -18,7 +18,7 @@ from boltzflow.forcefield.potential import ForceField
 from boltzflow.forcefield.registry import from_openmm
 from boltzflow.forcefield.term import Term, all_pairs
 
-__all__ = ["AlchemicalGeneralizedBorn", "AlchemicalNonbonded", "alchemical"]
+__all__ = ["AlchemicalGeneralizedBorn", "AlchemicalNonbonded", "alchemical", "lambda_schedule"]
 
 _BONDED = (CMAPTorsions, CustomBonds, HarmonicAngles, HarmonicBonds, PeriodicTorsions)
 _LAMBDAS = frozenset({"lambda_sterics", "lambda_electrostatics"})
@@ -109,6 +109,16 @@ class AlchemicalGeneralizedBorn(GeneralizedBorn):
 
     def _scaled(self, integral: Float[Tensor, "n batch"]) -> Float[Tensor, "n batch"]:
         return integral * self.descreening.repeat(2)[:, None]
+
+
+def lambda_schedule(value: float) -> tuple[float, float]:
+    """Return λ_sterics and λ_electrostatics of one λ that switches charges first, from 1 to 1/2, and then the cores.
+
+    Example:
+        >>> [lambda_schedule(value) for value in (1.0, 0.75, 0.5, 0.25, 0.0)]
+        [(1.0, 1.0), (1.0, 0.5), (1.0, 0.0), (0.5, 0.0), (0.0, 0.0)]
+    """
+    return min(1.0, 2 * value), max(0.0, 2 * value - 1)
 
 
 def _keep(term: Term, alchemical: Tensor, lambda_sterics: Tensor, lambda_electrostatics: Tensor) -> None:

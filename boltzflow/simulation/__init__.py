@@ -4,6 +4,7 @@ from boltzflow.simulation.diagnostics import entries, independent_visits, series
 from boltzflow.simulation.learned_move import LearnedMove
 from boltzflow.simulation.molecule import molecule_kernels, single_bond_axes, soft_axes
 from boltzflow.simulation.parallel_tempering import ParallelTempering, TemperedRows
+from boltzflow.simulation.path_exchange import PathExchange, PathRows
 from boltzflow.simulation.relaxation import relax
 from boltzflow.simulation.replica_exchange import MixedRows, ReplicaExchange
 from boltzflow.simulation.result import ChainResult
@@ -13,6 +14,8 @@ __all__ = [
     "LearnedMove",
     "MixedRows",
     "ParallelTempering",
+    "PathExchange",
+    "PathRows",
     "ReplicaExchange",
     "TemperedRows",
     "entries",
