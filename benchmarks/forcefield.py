@@ -80,7 +80,8 @@ def torch_rates(system: openmm.System, positions: torch.Tensor, device: str) -> 
     rates = {}
     for dtype in (torch.float64, torch.float32):
         eager = from_openmm(system, dtype=dtype).to(device)
-        kinds = {"eager": eager} if device != "cpu" else {"eager": eager, "compiled": eager.compiled()}
+        compiled = eager.compiled()
+        kinds = {"eager": eager} if compiled.backend == "eager" else {"eager": eager, compiled.backend: compiled}
         for kind, forcefield in kinds.items():
             for batch in (256, 1024, len(positions)):
                 x = positions[:batch].to(device, dtype)
@@ -90,7 +91,7 @@ def torch_rates(system: openmm.System, positions: torch.Tensor, device: str) -> 
                 rates[f"{kind} {str(dtype).removeprefix('torch.')} batch {batch}"] = batch / seconds
 
         x = positions[:256].to(device, dtype)
-        step = functools.partial(forward_and_backward, kinds.get("compiled", eager), x)
+        step = functools.partial(forward_and_backward, compiled, x)
         name = f"forward + backward {str(dtype).removeprefix('torch.')} batch 256"
         rates[name] = 256 / best_seconds(step, synchronise=device != "cpu")
     return rates
