@@ -193,10 +193,6 @@ def forcefield() -> str:
 def scaling() -> str:
     """Energies with forces per second against atoms and batch."""
     found = load("forcefield_scaling")
-    gpu = [
-        (f"{name}, one H200, floor {floor} /s", *(["not measured (no GPU)"] + [""] * 7))
-        for name, floor in (("alanine dipeptide", "10⁷"), ("chignolin", "2.5·10⁵"))
-    ]
     head = ("energies with forces per second, one thread", "atoms", "OpenMM", "eager, batch 1", "compiled, batch 1")
     head += ("compiled, batch 16", "compiled, best", "compiled float32, best", "peak memory / bound")
     rows: list[Row] = []
@@ -226,7 +222,20 @@ def scaling() -> str:
                 memory,
             )
         )
-    return table(head, [*(rows or [(MISSING, *[""] * 8)]), *gpu])
+    return table(head, rows or [(MISSING, *[""] * 8)])
+
+
+def forcefield_gpu() -> str:
+    """Energies with forces per second on a GPU, against the batch."""
+    found = load("forcefield_gpu")
+    rows = {} if found is None else {key: r for key, r in found["results"].items() if isinstance(r, dict)}
+    per_second = {title: row["conformations per second"] for title, row in rows.items()}
+    batches = sorted({batch for rates in per_second.values() for batch in rates}, key=int)
+    if not rows:
+        titles = ("alanine dipeptide, floor 10⁷ /s on one H200", "chignolin, floor 2.5·10⁵ /s on one H200")
+        return table(("energies with forces per second", "any batch"), [(t, "not measured (no GPU)") for t in titles])
+    lines = [(t, *(number(rates[b]) if b in rates else "" for b in batches)) for t, rates in per_second.items()]
+    return table(("energies with forces per second", *(f"batch {b}" for b in batches)), lines)
 
 
 def parallel_tempering() -> str:
@@ -294,6 +303,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flows": flows,
     "forcefield": forcefield,
     "scaling": scaling,
+    "forcefield_gpu": forcefield_gpu,
     "parallel_tempering": parallel_tempering,
     "end_to_end": end_to_end,
     "difference": difference,
@@ -301,6 +311,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "from flows": lambda: provenance("flows", "python benchmarks/flows.py"),
     "from forcefield": lambda: provenance("forcefield", "python benchmarks/forcefield.py"),
     "from scaling": lambda: provenance("forcefield_scaling", "python benchmarks/forcefield_scaling.py"),
+    "from forcefield_gpu": lambda: provenance("forcefield_gpu", "python benchmarks/forcefield_gpu.py FOLDER"),
     "from parallel_tempering": lambda: provenance("parallel_tempering", "python benchmarks/parallel_tempering.py"),
     "from end_to_end": lambda: provenance("end_to_end", "python benchmarks/end_to_end.py"),
     "from difference": lambda: provenance("force_field_difference", "python benchmarks/force_field_difference.py"),

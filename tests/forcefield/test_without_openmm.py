@@ -13,8 +13,8 @@ from boltzflow.forcefield import from_openmm
 ROOT = Path(__file__).parents[2]
 BLOCKED = """
 import sys
-for name in ("openmm", "mdtraj", "e3nn", "torch_geometric", "scipy", "pymbar", "pydantic", "yaml", "typer", "matplotlib",
-             "jinja2", "tables", "h5py", "jaxtyping", "beartype"):
+for name in ("openmm", "mdtraj", "e3nn", "torch_geometric", "scipy", "pymbar", "pydantic", "yaml", "typer",
+             "matplotlib", "jinja2", "tables", "h5py", "jaxtyping", "beartype"):
     sys.modules[name] = None
 """
 
