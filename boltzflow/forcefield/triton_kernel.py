@@ -75,46 +75,56 @@ class TritonKernel(Kernel):
         return energy, force
 
     def _evaluate(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        from boltzflow.forcefield import triton_bonded, triton_pairs  # which import Triton
-
-        batch, n, given = len(positions), self.n_atoms, self._tensors
-        blocks = math.ceil(batch / BLOCK)
-        stride = blocks * BLOCK
-        x = torch.empty((3, n, stride), dtype=self.dtype, device=positions.device)
+        batch, blocks = len(positions), math.ceil(len(positions) / BLOCK)
+        x = torch.empty((3, self.n_atoms, blocks * BLOCK), dtype=self.dtype, device=positions.device)
         x[..., :batch] = positions.permute(2, 1, 0)
         x[..., batch:] = x[..., batch - 1 : batch]  # the last conformation fills its block
-        pairs, born = self._scalars["has_pairs"], self._scalars["has_born"]
-        any_pairs = pairs or born
-        f = torch.empty_like(x) if any_pairs else torch.zeros_like(x)
-        rows = x.new_empty((n if any_pairs else 0, stride))
-        radii, chain = x.new_empty((2, n if born else 0, stride))
-        energy = torch.empty(stride, dtype=torch.float64, device=x.device)
-        group = math.ceil(n / min(n, max(1, PROGRAMS // blocks)))
-        sizes = {"n": n, "stride": stride, "group": group}
-        options = {"BLOCK": BLOCK, "num_warps": BLOCK // 32, "num_stages": 1}
-        shared = {"HAS_SOFT": self._scalars["has_soft"], "HAS_CUTOFF": self._scalars["has_cutoff"], **sizes, **options}
-        model = {"HAS_NECK": self._scalars["has_neck"], "ENGULFED": self._scalars.get("engulfed", False)}
-        grid = (blocks * math.ceil(n / group),)
-        tables = (given["born"], given["neck"], given["soft"], given["numbers"])
+        f, energies = torch.zeros_like(x), torch.empty(x.shape[2], dtype=torch.float64, device=x.device)
+        sizes = {"n": self.n_atoms, "stride": x.shape[2], "BLOCK": BLOCK, "num_warps": BLOCK // 32, "num_stages": 1}
+        rows = self._pairs(x, f, blocks, sizes)
+        self._bonded(x, f, rows, energies, blocks, sizes)
+        return energies[:batch], f[..., :batch].permute(2, 1, 0)
+
+    def _pairs(self, x: Tensor, f: Tensor, blocks: int, sizes: dict[str, int]) -> Tensor:
+        """Write the forces between all pairs into ``f``; return the shares of the atoms in the energy."""
+        from boltzflow.forcefield import triton_pairs  # which imports Triton
+
+        given, has = self._tensors, self._scalars
+        pairs, born = has["has_pairs"], has["has_born"]
+        rows = x.new_empty((self.n_atoms if pairs or born else 0, x.shape[2]))
+        radii, chain = x.new_empty((2, self.n_atoms if born else 0, x.shape[2]))
+        group = math.ceil(self.n_atoms / min(self.n_atoms, max(1, PROGRAMS // blocks)))
+        grid = (blocks * math.ceil(self.n_atoms / group),)
+        shared = {"group": group, "HAS_SOFT": has["has_soft"], "HAS_CUTOFF": has["has_cutoff"], **sizes}
+        model = {"HAS_NECK": has["has_neck"], "ENGULFED": has.get("engulfed", False)}
+        solvent = (given["born"], given["neck"], given["soft"], given["numbers"])
         if born:
-            triton_pairs.born_radii[grid](x, radii, chain, *tables, **shared, **model)
-        if any_pairs:
-            flags = {"HAS_PAIRS": pairs, "HAS_BORN": born}
-            given_pairs = (given["pair"], given["born"], given["soft"], given["numbers"])
-            triton_pairs.pair_forces[grid](x, f, rows, radii, chain, *given_pairs, **shared, **flags)
+            triton_pairs.born_radii[grid](x, radii, chain, *solvent, **shared, **model)
+        if pairs or born:
+            tables = (given["pair"], given["born"], given["soft"], given["numbers"])
+            kinds = {"HAS_PAIRS": pairs, "HAS_BORN": born}
+            triton_pairs.pair_forces[grid](x, f, rows, radii, chain, *tables, **shared, **kinds)
         if born:
-            triton_pairs.chain_forces[grid](x, f, chain, *tables, **shared, **model)
-        bonded = {"n": n, "stride": stride, **options}
-        names = ("bond_atoms", "bond", "angle_atoms", "angle")
-        counts = {name: self._scalars[name] for name in ("n_bonds", "n_angles")}
-        triton_bonded.bond_and_angle_forces[(blocks,)](
-            x, f, rows, energy, *(given[name] for name in names), n_rows=len(rows), **counts, **bonded
+            triton_pairs.chain_forces[grid](x, f, chain, *solvent, **shared, **model)
+        return rows
+
+    def _bonded(self, x: Tensor, f: Tensor, rows: Tensor, energies: Tensor, blocks: int, sizes: dict[str, int]) -> None:
+        """Add the forces of the bonded terms to ``f``, and write the energies, with those in ``rows``."""
+        from boltzflow.forcefield import triton_bonded  # which imports Triton
+
+        def launch(kernel: str, *first: Tensor, tensors: tuple[str, ...], counts: tuple[str, ...], **more: int) -> None:
+            tables = (self._tensors[name] for name in tensors)
+            numbers = {name: self._scalars[name] for name in counts}
+            getattr(triton_bonded, kernel)[(blocks,)](*first, *tables, **numbers, **more, **sizes)
+
+        launch(
+            *("bond_and_angle_forces", x, f, rows, energies),
+            tensors=("bond_atoms", "bond", "angle_atoms", "angle"),
+            counts=("n_bonds", "n_angles"),
+            n_rows=len(rows),
         )
-        if n_torsions := self._scalars["n_torsions"]:
-            counts = {"n_torsions": n_torsions, "n_harmonics": self._scalars["n_harmonics"]}
-            tables = (given["torsion_atoms"], given["torsion"])
-            triton_bonded.torsion_forces[(blocks,)](x, f, energy, *tables, **counts, **bonded)
-        if n_maps := self._scalars["n_maps"]:
-            tables = (given["map_atoms"], given["map"])
-            triton_bonded.map_forces[(blocks,)](x, f, energy, *tables, n_maps=n_maps, **bonded)
-        return energy[:batch], f[..., :batch].permute(2, 1, 0)
+        if self._scalars["n_torsions"]:
+            names = ("torsion_atoms", "torsion")
+            launch("torsion_forces", x, f, energies, tensors=names, counts=("n_torsions", "n_harmonics"))
+        if self._scalars["n_maps"]:
+            launch("map_forces", x, f, energies, tensors=("map_atoms", "map"), counts=("n_maps",))

@@ -7,9 +7,9 @@ scattered: no atomics, no shared memory, no barriers, and sums in an order that 
 radii and the derivatives by them need sums over all pairs before the next step can begin, hence three kernels.
 
 Compiled for sm_90 in float32, the loops over j with OBC take 91, 110 and 163 instructions (with a cutoff 93, 147 and
-166) and at most 48 registers. For 22 atoms, or 462 ordered pairs, that is 1.7e5, and the bonded terms add 0.2e5, where an
-H200 issues 3e13 in a second: 1.5e8 conformations would be perfect. Unordered pairs would take little more than half, but
-add the forces on j to memory, in one program for the whole molecule. The formulas are those of kernel.cpp.
+166) and at most 48 registers. For 22 atoms, or 462 ordered pairs, that is 1.7e5, and the bonded terms add 0.2e5, where
+an H200 issues 3e13 in a second: 1.5e8 conformations would be perfect. Unordered pairs would take little more than half,
+but add the forces on j to memory, in one program for the whole molecule. The formulas are those of kernel.cpp.
 """
 
 from __future__ import annotations
