@@ -215,7 +215,10 @@ def _methods(run: Any) -> list[str]:
     if isinstance(run, RunConfig):
         simulated = _simulated(run) if "simulation" in run.model_fields_set else []
         trains = run.model_fields_set & {"generator", "objective", "training"} or not simulated
-        trained = [*_built(run), *run.objective.methods, "AdamW"] if trains else []
+        # levels that are given are not looked for
+        found = ("constant CESS schedule",) if run.generator.annealing.levels is None else ()
+        by = (*found, "step size adaptation") if run.generator.is_piloted else (*run.objective.methods, "AdamW")
+        trained = [*_built(run), *by] if trains else []
         return method_names(*trained, *simulated, load_system(run.system).target)
     if hasattr(run, "methods") or hasattr(run, "reduced_energy"):
         return method_names(run)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from boltzflow._typing import Float64, Tensor
 from boltzflow.ensemble import Ensemble
-from boltzflow.errors import CheckpointMismatchError, NonFiniteEnergyError
+from boltzflow.errors import CheckpointMismatchError, FormatError, NonFiniteEnergyError
 from boltzflow.generators.families import build_generator
 from boltzflow.generators.generator import Generator
 from boltzflow.io.atomic import atomic_path
@@ -22,6 +22,7 @@ from boltzflow.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from boltzflow.io.config import RunConfig, SimulationConfig
 from boltzflow.io.provenance import method_names
 from boltzflow.objectives import build_objective
+from boltzflow.pilot import pilot
 from boltzflow.run import Ledger, make_rng, new_seed
 from boltzflow.simulation import ChainResult, series_diagnostics
 from boltzflow.simulation.frames import Frames, chains_to_ensemble
@@ -216,6 +217,8 @@ def train(
 ) -> Generator:
     """Train a Generator in a run folder: `run.json`, `checkpoint.pt`, `metrics.jsonl`.
 
+    Of the annealed families nothing is trained: a pilot finds the schedule, see `boltzflow.pilot`.
+
     Args:
         config: The run.
         folder: Made if it does not exist. It can be killed at any moment and resumed.
@@ -231,6 +234,12 @@ def train(
         CheckpointMismatchError: If the checkpoint belongs to another configuration or system.
     """
     folder = Path(folder)
+    if config.generator.is_piloted:
+        if initial is not None:
+            raise FormatError(
+                f"--initial {initial}: {config.generator.family} learns nothing that could go on from it."
+            )
+        return pilot(config, folder, resume=resume)
     checkpoint_file = folder / "checkpoint.pt"
     if checkpoint_file.exists() and not resume:
         raise FileExistsError(f"{folder} holds a run already; continue it with --resume, or name another folder.")

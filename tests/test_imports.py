@@ -39,7 +39,8 @@ ARROWS = {
     "citation": {"systems", "simulation"},
     "testing": {"generators"},
     "preparation": {"systems", "training"},
-    "workflow": {"systems", "training"},
+    "pilot": {"systems"},
+    "workflow": {"systems", "training", "pilot"},
     "__main__": {"cli"},
     "cli": {"workflow", "analysis", "preparation", "citation"},
 }

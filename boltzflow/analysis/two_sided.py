@@ -23,7 +23,7 @@ class TwoSided:
 
     Args:
         log_z: From both, in the normalisation of the ensemble.
-        overlap: 1/2 where both directions make the same paths, 0 where they share none; see `statistics.bar_overlap`.
+        overlap: 1/2 where both directions make the same paths, 0 where they share none.
         n_shared: Effective samples that both directions share.
         forward: log Z from the generator's samples alone; too small, mostly, where the generator misses something.
         reverse: log Z from the reference alone; too large then.
@@ -91,8 +91,8 @@ def two_sided(
     if backward.shape != (len(reference),):
         raise ValueError(f"two_sided: expected one path per reference row, ({len(reference)},), got {backward.shape}.")
     w_F, w_R = -ensemble.log_weights, backward
-    overlap = bar_overlap(w_F, w_R)
-    shared = overlap * min(len(ensemble), len(reference))
+    shared = bar_overlap(w_F, w_R) * min(len(w_F), len(w_R))
+    overlap = 0.5 * shared * (1 / len(w_F) + 1 / len(w_R))
     if shared < min_shared:
         raise LowOverlapError(
             f"two_sided: {len(ensemble)} paths from {ensemble.base} and {len(reference)} that end in the reference "

@@ -11,9 +11,12 @@ import torch
 
 from boltzflow.errors import FormatError, UnknownNameError
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
+from boltzflow.io.config import load_config
+from boltzflow.pilot import finished_pilot
 from boltzflow.systems import SystemFolder, list_systems, load_system
 from boltzflow.transitions.compiled import uncompiled
-from boltzflow.workflow import path_log_weights
+from boltzflow.transitions.transition import BatchStep
+from boltzflow.workflow import path_log_weights, train
 
 if TYPE_CHECKING:
     from boltzflow._typing import Tensor
@@ -103,6 +106,8 @@ def output_file(path: Path) -> Path:
 def find_trained(name: str, *, recipe: str | None = None) -> Trained:
     """Find the system and the checkpoint that a name on the command line means.
 
+    The pilot of an annealed family is run here if it was not yet: it trains nothing and takes seconds.
+
     Args:
         name: A system, with "@T" for another temperature; a run folder; or the YAML file of a run.
         recipe: For a system, the recipe whose shipped checkpoint is meant.
@@ -111,7 +116,10 @@ def find_trained(name: str, *, recipe: str | None = None) -> Trained:
         UnknownNameError: If it is none of these.
         FileNotFoundError: If the run has no checkpoint yet.
     """
-    folder = run_folder(Path(name))
+    folder = _piloted(name, recipe)
+    if folder is not None:
+        recipe = None
+    folder = run_folder(Path(name)) if folder is None else folder
     if folder == Path(name) and not any((folder / file).is_file() for file in ("run.json", "checkpoint.pt")):
         system = load_system(name)
         path = system.find_checkpoint(recipe)
@@ -124,6 +132,26 @@ def find_trained(name: str, *, recipe: str | None = None) -> Trained:
     checkpoint = load_checkpoint(path)
     system = load_system(checkpoint.config.system)
     return Trained(system, load_checkpoint(path, system), path)
+
+
+def _piloted(name: str, recipe: str | None) -> Path | None:
+    """The run folder of an annealed family, whose pilot is run if it was not yet; None for anything else."""
+    run = Path(name)
+    if run.suffix in {".yaml", ".yml"}:
+        config, folder = load_config(run), run_folder(run)
+    elif recipe is not None and not run.is_file() and not (run / "run.json").is_file():
+        system = load_system(name)
+        if (system.data_folder / f"checkpoint-{recipe}.pt").is_file():
+            return None
+        config, folder = system.recipe(recipe), Path("runs", f"{system.name}-{recipe}")
+    else:
+        return None
+    if not config.generator.is_piloted:
+        return None
+    if not finished_pilot(config, folder):
+        logger.info("%s: no pilot yet, it is run now", folder)
+        train(config, folder)
+    return folder
 
 
 def run_folder(run: Path) -> Path:
@@ -189,8 +217,11 @@ def paths_of(ensemble: "Ensemble", reference: "Ensemble", system: SystemFolder |
         else:
             missing = "the checkpoint that made the ensemble is not there any more"
         raise FormatError(f"the reference cannot be traced back through the generator: {missing}.")
+    generator = system.load_generator(checkpoint=path)
+    if any(isinstance(step, BatchStep) for step in generator.transitions):
+        raise FormatError("the reference cannot be traced back through the generator: it resamples its populations.")
     with uncompiled() if len(reference) < FEW_ROWS else nullcontext():
-        return path_log_weights(system.load_generator(checkpoint=path), reference, system.target)
+        return path_log_weights(generator, reference, system.target)
 
 
 def sha256(path: Path) -> str:

@@ -48,11 +48,16 @@ def train(
     words = ["boltzflow", "train", str(run), *(["-o", str(output)] if output else [])]
     words += ["--initial", str(initial)] if initial else []
     words += [word for override in set_ or [] for word in ("--set", override)] + ["--resume"]
-    logger.info(
-        "training %s for %d steps in %s, on %s", system.name, config.training.steps, folder, describe_device(device)
-    )
+    if not config.generator.is_piloted:
+        logger.info(
+            "training %s for %d steps in %s, on %s", system.name, config.training.steps, folder, describe_device(device)
+        )
     logger.info("to continue after an interruption: %s", shlex.join(words))
     train_in_folder(config, folder, resume=resume, initial=initial)
     last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    typer.echo(f"{folder / 'checkpoint.pt'}: {last['step']} steps in {last['seconds']:.0f} s, loss {last['loss']:.4g}")
+    if config.generator.is_piloted:
+        typer.echo(f"{folder / 'checkpoint.pt'}: {last['step']} levels, found in {last['seconds']:.0f} s")
+    else:
+        done = f"{last['step']} steps in {last['seconds']:.0f} s, loss {last['loss']:.4g}"
+        typer.echo(f"{folder / 'checkpoint.pt'}: {done}")
     typer.echo(f"sample from it: boltzflow sample {shlex.quote(str(folder))} -n 20000 -o ensemble.h5")

@@ -1,5 +1,6 @@
 """Generators: a base and a sequence of Transitions, and families assembled from configurations."""
 
+from boltzflow.generators.annealed_families import annealed_family, run_pilot
 from boltzflow.generators.annealing import annealed_importance, smc
 from boltzflow.generators.blocks import BLOCKS, stochastic_block
 from boltzflow.generators.families import build_generator, internal_spline_flow
@@ -12,11 +13,13 @@ __all__ = [
     "GeneratorTarget",
     "Schedule",
     "Trajectory",
+    "annealed_family",
     "annealed_importance",
     "build_generator",
     "conditional_ess",
     "find_schedule",
     "internal_spline_flow",
+    "run_pilot",
     "smc",
     "stochastic_block",
 ]

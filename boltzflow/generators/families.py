@@ -6,6 +6,7 @@ import torch
 
 from boltzflow.coordinates import FrozenCoordinates, InternalDomain, frozen_coordinates
 from boltzflow.errors import UnsupportedForceError
+from boltzflow.generators.annealed_families import annealed_family
 from boltzflow.generators.generator import Generator
 from boltzflow.io.config import GeneratorConfig
 from boltzflow.run import make_rng
@@ -42,7 +43,11 @@ def build_generator(
         UnsupportedForceError: If the system is periodic, has virtual sites, or constraints that are no internal
             coordinates.
     """
-    families = {"internal_spline_flow": internal_spline_flow}
+    families = {
+        "internal_spline_flow": internal_spline_flow,
+        "smc": annealed_family,
+        "annealed_importance": annealed_family,
+    }
     return families[config.family](system, config).to(device=device, dtype=dtype)
 
 

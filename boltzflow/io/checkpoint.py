@@ -28,7 +28,7 @@ class Identity(Protocol):
     """What a checkpoint records of a system."""
 
     name: str
-    temperature: float
+    temperature: float | None
 
     @property
     def fingerprint(self) -> str: ...  # noqa: D102
@@ -42,7 +42,7 @@ class Checkpoint:
         config: The run that trained it; `config.generator` rebuilds the Generator.
         system: Name of the system.
         fingerprint: `System.fingerprint` of the system.
-        temperature: In K, of the target it was trained for.
+        temperature: In K, of the target it was trained for; None of an analytic one.
         parameters: State dict of the Generator.
         averaged: Moving average of the parameters by name; empty if none was kept.
         training: Plain state from which a run continues; None if it was stripped.
@@ -56,7 +56,7 @@ class Checkpoint:
     config: RunConfig
     system: str
     fingerprint: str
-    temperature: float
+    temperature: float | None
     parameters: Mapping[str, Tensor]
     averaged: Mapping[str, Tensor] = field(default_factory=dict)
     training: Mapping[str, Any] | None = None

@@ -26,10 +26,27 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class AnnealingConfig(_Section):
+    """Levels and moves of the families smc and annealed_importance, between a normal base and an analytic target."""
+
+    base_scale: float = Field(1.0, gt=0, description="Standard deviation of the base.")
+    kernel: Literal["metropolis", "mala", "hmc"] = Field("hmc", description="Moves at every level.")
+    step_size: float = Field(0.1, gt=0, description="Of the kernel, where the pilot starts or as it stays.")
+    n_leapfrog: int = Field(4, ge=1, description="hmc: leapfrog steps of a trajectory.")
+    n_steps: int = Field(1, ge=1, description="Trials or trajectories at every level.")
+    threshold: float = Field(0.5, ge=0, le=1, description="smc: resample below this effective fraction.")
+    levels: tuple[float, ...] | None = Field(
+        None, description="Levels, rising and ending at 1; None = found by the pilot, which writes them here."
+    )
+    cess: float = Field(0.9, gt=0, lt=1, description="Pilot: conditional effective fraction of neighbouring levels.")
+    pilot_size: int = Field(1000, ge=2, description="Pilot: rows of its population.")
+    pilot_rounds: int = Field(8, ge=1, description="Pilot: calls of the kernel at every level, in which steps adapt.")
+
+
 class GeneratorConfig(_Section):
     """Architecture of a Generator."""
 
-    family: Literal["internal_spline_flow"] = Field(
+    family: Literal["internal_spline_flow", "smc", "annealed_importance"] = Field(
         "internal_spline_flow", description="Assembled family, see boltzflow.generators."
     )
     n_couplings: int = Field(8, ge=1, description="Spline couplings.")
@@ -41,6 +58,12 @@ class GeneratorConfig(_Section):
         default=True, description="A learned triangular affine map of the stiff coordinates after the couplings."
     )
     mask_seed: int = Field(0, ge=0, description="Seed of the coupling masks.")
+    annealing: AnnealingConfig = AnnealingConfig()
+
+    @property
+    def is_piloted(self) -> bool:
+        """Whether a pilot makes its checkpoint, and nothing is trained."""
+        return self.family in ("smc", "annealed_importance")
 
 
 class AnnealingConfig(_Section):

@@ -57,6 +57,10 @@ class GaussianMixture(Target):
         """−log of the normalised density, shape (batch,)."""
         return -torch.logsumexp(self._component_log_probs(state["x"]), 1)
 
+    def responsibilities(self, state: State) -> Float64[Tensor, "batch k"]:
+        """Probability that a row came from each component; the mean over the mixture is its weight, exactly."""
+        return torch.softmax(self._component_log_probs(state["x"]), 1)
+
     def component(self, state: State) -> Int[Tensor, " batch"]:
         """Most probable component of every row: which mode a sample belongs to."""
         return self._component_log_probs(state["x"]).argmax(1)

@@ -1,0 +1,116 @@
+"""The pilot of an annealed sampler in a run folder: what `boltzflow train` does where nothing is learned."""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from boltzflow.errors import CheckpointMismatchError, FormatError
+from boltzflow.generators.annealed_families import annealed_family, run_pilot
+from boltzflow.generators.generator import Generator
+from boltzflow.generators.schedule import Schedule
+from boltzflow.io.atomic import atomic_path
+from boltzflow.io.checkpoint import load_checkpoint, save_checkpoint
+from boltzflow.io.config import RunConfig, parse_config
+from boltzflow.run import new_seed
+from boltzflow.systems import load_system
+
+__all__ = ["finished_pilot", "pilot"]
+
+logger = logging.getLogger(__name__)
+
+
+def pilot(config: RunConfig, folder: str | Path, *, resume: bool = False) -> Generator:
+    """Find levels and step sizes, and freeze them in a checkpoint: `run.json`, `checkpoint.pt`, `metrics.jsonl`.
+
+    The configuration in the checkpoint has the levels that were found; its cost is that of the pilot, whose population
+    is thrown away. A line of metrics is one level.
+
+    Args:
+        config: Of a run whose family is piloted.
+        folder: Made if it does not exist.
+        resume: Keep a checkpoint that is there, if it is of the same run.
+
+    Raises:
+        FileExistsError: If the folder holds a run and `resume` is False.
+        CheckpointMismatchError: If it holds one of another configuration.
+        AnnealingError: If there is no schedule from the base to the target.
+    """
+    folder, settings = Path(folder), config.training
+    dtype = getattr(torch, settings.dtype)
+    system = load_system(config.system, dtype=dtype)
+    file = folder / "checkpoint.pt"
+    if file.exists() and not resume:
+        raise FileExistsError(f"{folder} holds a run already; continue it with --resume, or name another folder.")
+    if finished_pilot(config, folder):
+        return system.generator_from(load_checkpoint(file, system), dtype=dtype, device=settings.device)
+    began = time.perf_counter()
+    seed = new_seed() if settings.seed is None else settings.seed
+    logger.info("pilot of %s for %s, seed %d", config.generator.family, system.name, seed)
+    schedule = run_pilot(system, config.generator, seed=seed, dtype=dtype, device=settings.device)
+    generator = annealed_family(system, config.generator, schedule=schedule).to(device=settings.device, dtype=dtype)
+    seconds = time.perf_counter() - began
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (("run.json", config.model_dump_json(indent=2)), ("metrics.jsonl", _metrics(schedule, seconds))):
+        with atomic_path(folder / name) as temporary:
+            Path(temporary).write_text(text, encoding="utf-8")
+    annealing = config.generator.annealing.model_copy(update={"levels": schedule.levels})
+    frozen = config.model_copy(update={"generator": config.generator.model_copy(update={"annealing": annealing})})
+    save_checkpoint(
+        file,
+        generator=generator,
+        system=system,
+        config=frozen,
+        training={
+            "step": len(schedule),
+            "seed": seed,
+            "seconds": seconds,
+            "ledger": schedule.ledger.as_dict(),
+            "data": [],
+        },
+        methods=generator.trained_by,
+    )
+    return generator.eval()
+
+
+def finished_pilot(config: RunConfig, folder: Path) -> bool:
+    """Whether a folder holds the pilot of a run; what is sampled from it, and with what seed, may differ.
+
+    Raises:
+        CheckpointMismatchError: If it holds a run of another system, generator or seed.
+        FormatError: If its `run.json` is missing or damaged.
+    """
+    if not (folder / "checkpoint.pt").exists():
+        return False
+    try:
+        text = (folder / "run.json").read_text(encoding="utf-8")
+        theirs = parse_config(json.loads(text), origin=str(folder / "run.json"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise FormatError(f"{folder}: its run.json is missing or damaged ({error}); remove the folder.") from None
+    changed = [name for name in ("system", "generator") if getattr(config, name) != getattr(theirs, name)]
+    if changed or config.training.seed not in (None, theirs.training.seed):
+        raise CheckpointMismatchError(
+            f"{folder}: holds the pilot of another configuration ({', '.join(changed) or 'training.seed'} differs). "
+            "Remove it, or name another folder."
+        )
+    return True
+
+
+def _metrics(schedule: Schedule, seconds: float) -> str:
+    rows = zip(schedule.levels, schedule.cess, schedule.step_sizes, schedule.acceptance, strict=True)
+    return "".join(
+        json.dumps(
+            {
+                "step": k,
+                "level": level,
+                "cess": cess,
+                "step_sizes": steps,
+                "acceptance": rates,
+                "seconds": seconds,
+            }
+        )
+        + "\n"
+        for k, (level, cess, steps, rates) in enumerate(rows, start=1)
+    )
