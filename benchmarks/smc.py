@@ -54,12 +54,12 @@ def cases() -> dict[str, Case]:
     right = 1 - wells.well.below(0.0)
     return {
         "many_well_32": Case(
-            wells, Gaussian(32).double(), np.full(16, right), HMC(0.2, n_leapfrog=4), 0.99, 2000, 80,
+            wells, Gaussian(32).double(), np.full(16, right), HMC(0.2, n_leapfrog=2, n_steps=2), 0.99, 4000, 65,
             np.geomspace(1.0, 8.0, 10).tolist(), 100, 500, 4000, 4,
         ),
         "gmm40": Case(
             mixture, Gaussian(2, scale=25.0).double(), np.full(40, 1 / 40), HMC(1.0, n_leapfrog=4), 0.9, 2000, 60,
-            np.geomspace(1.0, 200.0, 8).tolist(), 100, 500, 4000, 4,
+            np.geomspace(1.0, 200.0, 8).tolist(), 100, 500, 2000, 4,
         ),
     }  # fmt: skip
 
