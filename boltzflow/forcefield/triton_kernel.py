@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 BLOCK = 64
 """Conformations of a program, in two warps: each lane holds one number of a block, so that no layout is converted."""
 
+OPTIONS = {"BLOCK": BLOCK, "num_warps": BLOCK // 32, "num_stages": 1, "enable_fp_fusion": True}
+"""What the kernels are compiled with."""
+
 PROGRAMS = 4096
 """Programs that fill a GPU; below, the atoms of a conformation are shared between several."""
 
@@ -80,12 +83,12 @@ class TritonKernel(Kernel):
         x[..., :batch] = positions.permute(2, 1, 0)
         x[..., batch:] = x[..., batch - 1 : batch]  # the last conformation fills its block
         f, energies = torch.zeros_like(x), torch.empty(x.shape[2], dtype=torch.float64, device=x.device)
-        sizes = {"n": self.n_atoms, "stride": x.shape[2], "BLOCK": BLOCK, "num_warps": BLOCK // 32, "num_stages": 1}
+        sizes = {"n": self.n_atoms, "stride": x.shape[2], **OPTIONS}
         rows = self._pairs(x, f, blocks, sizes)
         self._bonded(x, f, rows, energies, blocks, sizes)
         return energies[:batch], f[..., :batch].permute(2, 1, 0)
 
-    def _pairs(self, x: Tensor, f: Tensor, blocks: int, sizes: dict[str, int]) -> Tensor:
+    def _pairs(self, x: Tensor, f: Tensor, blocks: int, sizes: dict[str, int | bool]) -> Tensor:
         """Write the forces between all pairs into ``f``; return the shares of the atoms in the energy."""
         from boltzflow.forcefield import triton_pairs  # which imports Triton
 
@@ -108,7 +111,9 @@ class TritonKernel(Kernel):
             triton_pairs.chain_forces[grid](x, f, chain, *solvent, **shared, **model)
         return rows
 
-    def _bonded(self, x: Tensor, f: Tensor, rows: Tensor, energies: Tensor, blocks: int, sizes: dict[str, int]) -> None:
+    def _bonded(
+        self, x: Tensor, f: Tensor, rows: Tensor, energies: Tensor, blocks: int, sizes: dict[str, int | bool]
+    ) -> None:
         """Add the forces of the bonded terms to ``f``, and write the energies, with those in ``rows``."""
         from boltzflow.forcefield import triton_bonded  # which imports Triton
 

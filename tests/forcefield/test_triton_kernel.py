@@ -275,7 +275,7 @@ for module in (triton_pairs, triton_bonded):
         built = triton.compile(
             ASTSource(fn=kernel, signature=signature, constexprs=constants),
             target=GPUTarget("cuda", architecture, 32),
-            options={"num_warps": triton_kernel.BLOCK // 32, "num_stages": 1},
+            options={name: value for name, value in triton_kernel.OPTIONS.items() if name != "BLOCK"},
         )
         print(name, len(built.asm["cubin"]), built.metadata.shared, built.asm["ptx"].count("bar.sync"))
 """
