@@ -5,9 +5,10 @@ from typing import Any
 import torch
 
 from boltzflow._typing import Float, Float64, Int, Tensor
-from boltzflow.errors import UnsupportedForceError
+from boltzflow.forcefield.box import volume
 from boltzflow.forcefield.custom_lennard_jones import recognise_pairs
 from boltzflow.forcefield.custom_term import CustomTerm, read_custom
+from boltzflow.forcefield.long_range_correction import long_range_correction
 from boltzflow.forcefield.operations import Operand
 from boltzflow.forcefield.registry import register_force, tensor
 from boltzflow.forcefield.term import Term, all_pairs, pair_distances, pair_rows, switching
@@ -44,6 +45,7 @@ class CustomPairs(CustomTerm):
         global_names: tuple[str, ...],
         tables: dict[str, dict[str, Any]],
         periodic: bool = False,
+        correction: float = 0.0,
     ) -> None:
         """Keep the pairs.
 
@@ -60,6 +62,7 @@ class CustomPairs(CustomTerm):
             global_names: see `CustomTerm`.
             tables: see `CustomTerm`.
             periodic: whether distances are those of nearest images in a periodic box.
+            correction: energy times volume of what the cutoff leaves out, in kJ/mol nm^3.
         """
         super().__init__(
             {
@@ -76,6 +79,7 @@ class CustomPairs(CustomTerm):
             cutoff=cutoff,
             switch=switch,
             periodic=periodic,
+            correction=correction,
         )
         rows = pair_rows(*pairs.T, len(parameter_values))
         self.register_buffer("rows", rows, persistent=False)
@@ -91,22 +95,28 @@ class CustomPairs(CustomTerm):
     ) -> Float64[Tensor, "batch"]:
         """See `Term.energy`."""
         r = pair_distances(x, *self.pairs.T, box) if r is None else r.index_select(0, self.rows)
-        atoms: dict[str, Operand] = dict(zip(self.options["parameter_names"], self.parameter_values.T, strict=True))
-        for name, expression in self._computed.items():
-            value = torch.as_tensor(self.evaluate(expression, atoms), dtype=x.dtype, device=x.device)
-            atoms[name] = value.expand(len(self.parameter_values))
-        values: dict[str, Operand] = {"r": r}
-        for name, value in atoms.items():
-            for k in (0, 1):
-                if f"{name}{k + 1}" in self._expression.variables:
-                    values[f"{name}{k + 1}"] = value[self.pairs[:, k], None]
-        energy = self.evaluate(self._expression, values)
+        energy = self.at(r, self.pairs)
         cutoff, switch = self.options["cutoff"], self.options["switch"]
         if switch:
             energy = energy * switching(r, switch, cutoff)
         if cutoff:
             energy = torch.where(r < cutoff, energy, 0.0)
-        return self.settle(self.total(energy, x, len(self.rows)), x)
+        total = self.settle(self.total(energy, x, len(self.rows)), x)
+        correction = self.options["correction"]
+        return total + correction / volume(box)[0].double() if correction else total
+
+    def at(self, r: Float[Tensor, "_ n"], pairs: Int[Tensor, "n_pairs 2"]) -> Operand:
+        """Return the energies of pairs of atoms at distances of their own, or of all, in nm, without cutoff."""
+        atoms: dict[str, Operand] = dict(zip(self.options["parameter_names"], self.parameter_values.T, strict=True))
+        for name, expression in self._computed.items():
+            value = torch.as_tensor(self.evaluate(expression, atoms), dtype=r.dtype, device=r.device)
+            atoms[name] = value.expand(len(self.parameter_values))
+        values: dict[str, Operand] = {"r": r}
+        for name, value in atoms.items():
+            for k in (0, 1):
+                if f"{name}{k + 1}" in self._expression.variables:
+                    values[f"{name}{k + 1}"] = value[pairs[:, k], None]
+        return self.evaluate(self._expression, values)
 
 
 def _pairs(force: Any, n_atoms: int) -> Tensor:
@@ -133,22 +143,25 @@ def _pairs(force: Any, n_atoms: int) -> Tensor:
 @register_force("CustomNonbondedForce")
 def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
     n_atoms, cutoff = system.getNumParticles(), cutoff_of(force)
-    if force.getNonbondedMethod() == force.CutoffPeriodic and force.getUseLongRangeCorrection():
-        raise UnsupportedForceError("a long-range correction is not known; switch it off, or use the openmm back-end")
     pairs = _pairs(force, n_atoms)
     known = recognise_pairs(force, pairs, n_atoms, dtype)
     if known is not None:
         return known
-    shared = read_custom(force, "Particle", dtype)
+    shared = read_custom(force, "Particle", torch.float64)
     values = [force.getParticleParameters(k) for k in range(n_atoms)]
     computed = [force.getComputedValueParameters(k) for k in range(force.getNumComputedValues())]
-    return CustomPairs(
-        pairs=pairs,
-        parameter_values=tensor(values, dtype, (len(shared["parameter_names"]),)),
-        expression=force.getEnergyFunction(),
-        computed=dict(computed),
-        cutoff=cutoff,
-        switch=force.getSwitchingDistance()._value if cutoff and force.getUseSwitchingFunction() else 0.0,
-        periodic=force.usesPeriodicBoundaryConditions(),
+    arguments = {
+        "pairs": pairs,
+        "parameter_values": tensor(values, torch.float64, (len(shared["parameter_names"]),)),
+        "expression": force.getEnergyFunction(),
+        "computed": dict(computed),
+        "cutoff": cutoff,
+        "switch": force.getSwitchingDistance()._value if cutoff and force.getUseSwitchingFunction() else 0.0,
+        "periodic": force.usesPeriodicBoundaryConditions(),
         **shared,
-    )
+    }
+    term = CustomPairs(**arguments)
+    if force.getUseLongRangeCorrection() and force.usesPeriodicBoundaryConditions():
+        correction = long_range_correction(force, term.at, cutoff=cutoff, switch=arguments["switch"])
+        term = CustomPairs(**arguments, correction=correction)
+    return term.to(dtype)

@@ -12,6 +12,7 @@ from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.forcefield.kernel import Kernel
 from boltzflow.forcefield.openmm_bridge import OpenMMPotential
+from boltzflow.forcefield.pme_offset import pme_offset
 from boltzflow.forcefield.potential import ForceField
 from boltzflow.forcefield.registry import IGNORED, from_openmm
 
@@ -31,6 +32,9 @@ DISTANCES = (0.05, 0.02, 0.005, 0.002)
 
 _CHUNK = 4_000_000
 """Squared distances at once, for each of which eager torch keeps some tens of numbers."""
+
+_EWALD_TOLERANCE, _PME_TOLERANCE = 1e-9, 1e-7
+"""Of the sums that PME is compared with; a finer mesh does not fit into memory."""
 
 Backend = Literal["compiled", "eager", "bridge", "none"]
 
@@ -106,12 +110,15 @@ class Parity:
             torch does not know.
         single: of all together in float32 without the clashes, which overflow; None likewise. It has no limit.
         kinds: of the structures, and how many there are of each.
+        pme_offset: energy (kJ/mol) of OpenMM's PME, at the System's tolerance, less that of the Ewald sum, at the
+            relaxed structure; None without PME.
     """
 
     forces: tuple[ForceParity, ...]
     total: Deviation | None
     single: Deviation | None
     kinds: dict[str, int]
+    pme_offset: float | None = None
 
     @property
     def unknown(self) -> tuple[ForceParity, ...]:
@@ -166,7 +173,8 @@ def parity(
     """Compare energies and forces of the torch force field with OpenMM's Reference platform in float64.
 
     Every force is converted and evaluated alone, so that a large one cannot hide the error of another, by the compiled
-    kernel and by eager torch, and then all together.
+    kernel and by eager torch, and then all together. PME is compared with OpenMM's Ewald sum at a tight tolerance (in a
+    triclinic box, which OpenMM's Ewald sum does not take, with its PME at a tight one), and its own error is reported.
 
     Args:
         system: the ``openmm.System``.
@@ -209,7 +217,7 @@ def parity(
             reason = " ".join(str(error).split()).removeprefix(f"{row['kind']} (force 0, group {row['group']})")
             rows.append((row, "bridge", None, reason.removeprefix(":").strip()))
             continue
-        expected = OpenMMPotential(alone, platform="Reference").energy_and_force(at.positions)
+        expected = OpenMMPotential(_tight(alone), platform="Reference").energy_and_force(at.positions)
         reference = reference[0] + expected[0], reference[1] + expected[1]
         rows.append((row, "eager", _both(term.compiled(), expected, at), ""))
         converted.append(index)
@@ -229,7 +237,9 @@ def parity(
             (reference[0][mild], reference[1][mild]),
             tuple(kind for kind in at.kinds if not kind.startswith("clash")),
         )
-    return Parity(forces, total, single, {kind: at.kinds.count(kind) for kind in dict.fromkeys(at.kinds)})
+    kinds = {kind: at.kinds.count(kind) for kind in dict.fromkeys(at.kinds)}
+    meshes = any(_has_mesh(system.getForce(index)) for index in converted)
+    return Parity(forces, total, single, kinds, pme_offset(system, at.positions[:1]).item() if meshes else None)
 
 
 def _zero(at: Geometries) -> tuple[Tensor, Tensor]:
@@ -243,6 +253,21 @@ def _only(system: Any, indices: list[int]) -> Any:
         if index not in indices:
             clone.removeForce(index)
     return clone
+
+
+def _has_mesh(force: Any) -> bool:
+    return type(force).__name__ == "NonbondedForce" and force.getNonbondedMethod() == force.PME
+
+
+def _tight(system: Any) -> Any:
+    """Return the System with sums over waves that are as exact as OpenMM takes them."""
+    vectors = torch.tensor([tuple(vector._value) for vector in system.getDefaultPeriodicBoxVectors()])
+    oblique = bool((vectors.tril(-1) != 0).any())
+    for force in system.getForces():
+        if type(force).__name__ == "NonbondedForce" and force.getNonbondedMethod() in (force.PME, force.Ewald):
+            force.setNonbondedMethod(force.PME if oblique else force.Ewald)
+            force.setEwaldErrorTolerance(_PME_TOLERANCE if oblique else _EWALD_TOLERANCE)
+    return system
 
 
 def _in_kernel(forcefield: ForceField, indices: list[int]) -> set[int]:
@@ -262,8 +287,9 @@ def _evaluate(potential: nn.Module, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _both(potential: nn.Module, expected: tuple[Tensor, Tensor], at: Geometries) -> Deviation:
-    """The larger deviation of a compiled force field and of its eager twin."""
-    found = [_deviation(_evaluate(p, at.positions), expected, at.kinds) for p in (potential, potential.eager)]
+    """The larger deviation of a compiled force field and of its eager twin, which may be all that it has."""
+    twins = (potential, potential.eager) if potential.backend == "compiled" else (potential.eager,)
+    found = [_deviation(_evaluate(p, at.positions), expected, at.kinds) for p in twins]
     energy, force = max(found, key=lambda d: d.energy), max(found, key=lambda d: d.force)
     return Deviation(energy.energy, force.force, energy.energy_at, force.force_at, force.atom)
 

@@ -165,7 +165,55 @@ def test_bad_input_is_named():
     force.setEnergyFunction("acoef(sigma1)*r")
     with pytest.raises(UnsupportedForceError, match=r"CustomNonbondedForce \(force 0.*unknown function 'acoef'"):
         from_openmm(_system(force))
+
+
+def _in_box(force: openmm.CustomNonbondedForce, switch: float, correction: bool) -> openmm.System:
     force.setNonbondedMethod(openmm.CustomNonbondedForce.CutoffPeriodic)
-    force.setUseLongRangeCorrection(True)
-    with pytest.raises(UnsupportedForceError, match="long-range correction"):
-        from_openmm(_system(force))
+    force.setCutoffDistance(0.9)
+    force.setUseSwitchingFunction(switch > 0)
+    force.setSwitchingDistance(switch)
+    force.setUseLongRangeCorrection(correction)
+    system = _system(force)
+    system.setDefaultPeriodicBoxVectors((2, 0, 0), (0, 2.1, 0), (0.2, 0, 2.2))
+    return system
+
+
+def _dispersive(force: openmm.CustomNonbondedForce) -> openmm.CustomNonbondedForce:
+    """Without its Coulomb term, which has no finite integral."""
+    force.setGlobalParameterDefaultValue(0, 0.0)
+    return force
+
+
+@pytest.mark.parametrize("switch", [0.0, 0.6])
+@pytest.mark.parametrize(
+    "force", [_nbfix, lambda: _dispersive(_lennard_jones()), lambda: _dispersive(_groups()), _soft_core]
+)
+def test_long_range_correction(force, switch, reference):
+    """Alone, as the difference to the energy without it: OpenMM integrates in single precision."""
+    x = 2 * torch.rand(2, N_ATOMS, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    found, expected = [], []
+    for correction in (True, False):
+        system = _in_box(force(), switch, correction)
+        forcefield = ForceField.from_state(from_openmm(system).to_state())
+        found.append(forcefield(x))
+        expected.append(reference(system, x)[0])
+    difference = found[0] - found[1]
+    assert (difference.abs() > 1e-5).all()
+    torch.testing.assert_close(difference, expected[0] - expected[1], rtol=5e-7, atol=0)
+    torch.testing.assert_close(
+        from_openmm(_in_box(force(), switch, True), dtype=torch.float32)(x), found[0], rtol=1e-4, atol=1e-6
+    )
+    box = 1.1 * forcefield.box
+    with_correction, without = (from_openmm(_in_box(force(), switch, on))(x, box) for on in (True, False))
+    rounding = 1e-15 * without.abs().max().item()
+    torch.testing.assert_close(with_correction - without, difference / 1.1**3, rtol=1e-9, atol=rounding)
+
+
+def test_an_integral_that_does_not_converge_is_refused():
+    with pytest.raises(UnsupportedForceError, match=r"CustomNonbondedForce \(force 0.*no finite integral beyond"):
+        from_openmm(_in_box(_lennard_jones(), 0.0, True))
+    force = openmm.CustomNonbondedForce("1/(r-0.7)^2/r^4")
+    for _ in range(N_ATOMS):
+        force.addParticle([])
+    with pytest.raises(UnsupportedForceError, match=r"no finite integral from 0\.6 to 0\.9 nm"):
+        from_openmm(_in_box(force, 0.6, True))
