@@ -125,6 +125,12 @@ def _lines(checked: _Checked, found: Parity, measured: tuple[Speed, ...], load: 
     for label, deviation in (("all", found.total), ("all, float32", found.single)):
         if deviation is not None:
             lines.append(f"  {label:<47}{_numbers(deviation, checked, limited=label == 'all')}")
+    if found.pme_offset is not None:
+        lines += [
+            "",
+            f"  PME is evaluated, and compared, as an Ewald sum; at the System's tolerance OpenMM's is {found.pme_offset:+.3g} "
+            "kJ/mol from it",
+        ]
     lines += ["", *_speed_table(measured)]
     if load > BUSY:
         lines.append(f"  Measured while {load:.1f} processes wanted each core: faster on an idle machine.")
@@ -194,6 +200,7 @@ def _as_json(checked: _Checked, found: Parity, measured: tuple[Speed, ...], load
         "forces": [{**asdict(force), "deviation": plain(force.deviation)} for force in found.forces],
         "total": plain(found.total),
         "float32": plain(found.single),
+        "pme_offset": found.pme_offset,
         "speeds": [{**asdict(s), "conformations_per_second": s.conformations_per_second} for s in measured],
         "load": load if math.isfinite(load) else None,
     }

@@ -17,8 +17,10 @@ CUTOFF = 0.6
 
 SEQUENCES = {
     "alanine": "ACE ALA NME",
-    "peptide": "ACE LYS CYS PHE ASP PRO NME",
+    "dipeptide": "LYS ASP",
+    "peptide": "LYS CYS PHE ASP PRO GLY",
     "all amino acids": "ACE ALA CYS ASP GLU PHE GLY HIE ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR HIP NME",
+    "open chain": "ALA CYS ASP GLU PHE GLY HIE ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR HIP ALA",
 }
 
 TEMPLATES = {
@@ -113,8 +115,11 @@ def _solvated(name: str) -> tuple[app.Topology, torch.Tensor]:
 
 
 def solvated(name: str, *files: str) -> tuple[app.Topology, torch.Tensor]:
-    """A molecule, "ions" or just "water" in a box of water, with the virtual sites of a force field."""
+    """A molecule, "ions" or just "water" in a box of water, with the virtual sites of a force field, water last."""
     topology, x = _solvated(name)
+    # To match every residue once more takes seconds with CHARMM's patches.
+    if not any(template.virtualSites for template in field(files[-1])._templates.values()):
+        return topology, x
     modeller = app.Modeller(topology, x.numpy() * unit.nanometer)
     modeller.addExtraParticles(field(*files))
     positions = np.array(modeller.positions.value_in_unit(unit.nanometer))
