@@ -128,8 +128,8 @@ def _lines(checked: _Checked, found: Parity, measured: tuple[Speed, ...], load: 
     if found.pme_offset is not None:
         lines += [
             "",
-            f"  PME is evaluated, and compared, as an Ewald sum; at the System's tolerance OpenMM's is {found.pme_offset:+.3g} "
-            "kJ/mol from it",
+            "  PME is evaluated and compared as an Ewald sum; OpenMM's, at the System's tolerance, is "
+            f"{found.pme_offset:+.3g} kJ/mol from it",
         ]
     lines += ["", *_speed_table(measured)]
     if load > BUSY:

@@ -45,7 +45,8 @@ class CustomPairs(CustomTerm):
         global_names: tuple[str, ...],
         tables: dict[str, dict[str, Any]],
         periodic: bool = False,
-        correction: float = 0.0,
+        correction: bool = False,
+        counted: Int[Tensor, "n_counted 2"] | None = None,
     ) -> None:
         """Keep the pairs.
 
@@ -62,7 +63,8 @@ class CustomPairs(CustomTerm):
             global_names: see `CustomTerm`.
             tables: see `CustomTerm`.
             periodic: whether distances are those of nearest images in a periodic box.
-            correction: energy times volume of what the cutoff leaves out, in kJ/mol nm^3.
+            correction: whether what the cutoff leaves out is added, over the volume.
+            counted: pairs that it counts, see `long_range_correction`; None for all.
         """
         super().__init__(
             {
@@ -70,6 +72,7 @@ class CustomPairs(CustomTerm):
                 "parameter_values": parameter_values,
                 "global_values": global_values,
                 "table_values": table_values,
+                "counted": pairs.new_zeros(0, 2) if counted is None else counted,
             },
             parameter_names=parameter_names,
             global_names=global_names,
@@ -86,6 +89,10 @@ class CustomPairs(CustomTerm):
         self._computed = {name: self.parse(text, parameter_names) for name, text in computed.items()}
         names = (*parameter_names, *computed)
         self._expression = self.parse(expression, {"r", *(f"{name}{k}" for name in names for k in (1, 2))})
+        missing = None
+        if correction:
+            missing = long_range_correction(self.at, self.parameter_values, self.counted, cutoff=cutoff, switch=switch)
+        self.register_buffer("missing", missing, persistent=False)  # energy times volume
 
     def energy(
         self,
@@ -102,8 +109,7 @@ class CustomPairs(CustomTerm):
         if cutoff:
             energy = torch.where(r < cutoff, energy, 0.0)
         total = self.settle(self.total(energy, x, len(self.rows)), x)
-        correction = self.options["correction"]
-        return total + correction / volume(box)[0].double() if correction else total
+        return total if self.missing is None else total + self.missing / volume(box)[0].double()
 
     def at(self, r: Float[Tensor, "_ n"], pairs: Int[Tensor, "n_pairs 2"]) -> Operand:
         """Return the energies of pairs of atoms at distances of their own, or of all, in nm, without cutoff."""
@@ -119,14 +125,8 @@ class CustomPairs(CustomTerm):
         return self.evaluate(self._expression, values)
 
 
-def _pairs(force: Any, n_atoms: int) -> Tensor:
-    """Return the (n, 2) pairs of atoms that interact: all, or those of the groups, without the exclusions."""
-    excluded = {tuple(sorted(force.getExclusionParticles(k))) for k in range(force.getNumExclusions())}
-    if not force.getNumInteractionGroups():
-        i, j = all_pairs(n_atoms)
-        kept = torch.ones(len(i), dtype=torch.bool)
-        kept[pair_rows(*tensor(sorted(excluded), None, (2,)).T, n_atoms)] = False
-        return torch.stack([i[kept], j[kept]], 1)
+def _grouped(force: Any) -> list[tuple[int, int]]:
+    """Return the pairs of the interaction groups, excluded or not."""
     pairs = []
     for group in range(force.getNumInteractionGroups()):
         first, second = (set(atoms) for atoms in force.getInteractionGroupParameters(group))
@@ -135,9 +135,20 @@ def _pairs(force: Any, n_atoms: int) -> Tensor:
             for a in sorted(first)
             for b in sorted(second)
             # A pair whose atoms are both in both sets counts once.
-            if a != b and (min(a, b), max(a, b)) not in excluded and not (a > b and b in first and a in second)
+            if a != b and not (a > b and b in first and a in second)
         ]
-    return tensor(pairs, None, (2,))
+    return pairs
+
+
+def _pairs(force: Any, n_atoms: int) -> Tensor:
+    """Return the (n, 2) pairs of atoms that interact: all, or those of the groups, without the exclusions."""
+    excluded = {tuple(sorted(force.getExclusionParticles(k))) for k in range(force.getNumExclusions())}
+    if not force.getNumInteractionGroups():
+        i, j = all_pairs(n_atoms)
+        kept = torch.ones(len(i), dtype=torch.bool)
+        kept[pair_rows(*tensor(sorted(excluded), None, (2,)).T, n_atoms)] = False
+        return torch.stack([i[kept], j[kept]], 1)
+    return tensor([(a, b) for a, b in _grouped(force) if (min(a, b), max(a, b)) not in excluded], None, (2,))
 
 
 @register_force("CustomNonbondedForce")
@@ -147,21 +158,20 @@ def _convert(force: Any, system: Any, dtype: torch.dtype) -> Term:
     known = recognise_pairs(force, pairs, n_atoms, dtype)
     if known is not None:
         return known
-    shared = read_custom(force, "Particle", torch.float64)
+    shared = read_custom(force, "Particle", dtype)
     values = [force.getParticleParameters(k) for k in range(n_atoms)]
     computed = [force.getComputedValueParameters(k) for k in range(force.getNumComputedValues())]
-    arguments = {
-        "pairs": pairs,
-        "parameter_values": tensor(values, torch.float64, (len(shared["parameter_names"]),)),
-        "expression": force.getEnergyFunction(),
-        "computed": dict(computed),
-        "cutoff": cutoff,
-        "switch": force.getSwitchingDistance()._value if cutoff and force.getUseSwitchingFunction() else 0.0,
-        "periodic": force.usesPeriodicBoundaryConditions(),
+    corrected = force.usesPeriodicBoundaryConditions() and force.getUseLongRangeCorrection()
+    counted = tensor(_grouped(force), None, (2,)) if corrected and force.getNumInteractionGroups() else None
+    return CustomPairs(
+        pairs=pairs,
+        parameter_values=tensor(values, dtype, (len(shared["parameter_names"]),)),
+        expression=force.getEnergyFunction(),
+        computed=dict(computed),
+        cutoff=cutoff,
+        switch=force.getSwitchingDistance()._value if cutoff and force.getUseSwitchingFunction() else 0.0,
+        periodic=force.usesPeriodicBoundaryConditions(),
+        correction=corrected and (counted is None or len(counted) > 0),
+        counted=counted,
         **shared,
-    }
-    term = CustomPairs(**arguments)
-    if force.getUseLongRangeCorrection() and force.usesPeriodicBoundaryConditions():
-        correction = long_range_correction(force, term.at, cutoff=cutoff, switch=arguments["switch"])
-        term = CustomPairs(**arguments, correction=correction)
-    return term.to(dtype)
+    )

@@ -209,6 +209,24 @@ def test_long_range_correction(force, switch, reference):
     torch.testing.assert_close(with_correction - without, difference / 1.1**3, rtol=1e-9, atol=rounding)
 
 
+@pytest.mark.parametrize("force", [lambda: _dispersive(_lennard_jones()), lambda: _dispersive(_groups()), _soft_core])
+def test_the_long_range_correction_follows_the_parameters(force):
+    """Of each atom by itself, also where several had the same."""
+    (term,) = from_openmm(_in_box(force(), 0.6, True)).terms
+    rng = torch.Generator().manual_seed(2)
+    values = (term.parameter_values[torch.arange(N_ATOMS) // 2 * 2]).requires_grad_()
+    direction = values.detach() * torch.randn(values.shape, generator=rng, dtype=values.dtype)
+
+    def missing(values: torch.Tensor) -> torch.Tensor:
+        return term.with_tensors({"parameter_values": values}).missing
+
+    torch.testing.assert_close(missing(values), missing(values.detach()), rtol=1e-12, atol=0)
+    (gradient,) = torch.autograd.grad(missing(values), values)
+    h = 1e-5
+    slope = (missing(values.detach() + h * direction) - missing(values.detach() - h * direction)) / (2 * h)
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=0)
+
+
 def test_an_integral_that_does_not_converge_is_refused():
     with pytest.raises(UnsupportedForceError, match=r"CustomNonbondedForce \(force 0.*no finite integral beyond"):
         from_openmm(_in_box(_lennard_jones(), 0.0, True))
