@@ -8,11 +8,9 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from boltzflow import targets
 from boltzflow._typing import Float, Float64, Tensor
@@ -34,9 +32,12 @@ from boltzflow.forcefield.potential import ForceField
 from boltzflow.forcefield.serialized import SerializedSystem, read_serialized
 from boltzflow.generators.families import build_generator
 from boltzflow.generators.generator import Generator
-from boltzflow.io.alchemical import AlchemicalDefinition, check_lambda, read_state, select_atoms
+from boltzflow.io.alchemical import check_lambda, select_atoms
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
 from boltzflow.io.config import RunConfig, load_config
+from boltzflow.io.system_definition import SystemDefinition, read_definition
+from boltzflow.io.system_folders import find_folder, list_systems, shipped_folder
+from boltzflow.io.system_name import SystemName, read_name
 from boltzflow.run import make_rng
 from boltzflow.targets.molecule import CONSTRAINT_MEASURES, MoleculeTarget, as_temperature
 from boltzflow.targets.target import Target
@@ -57,35 +58,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_PACKAGE = Path(__file__).parent
 ENERGY_TOLERANCE = 1e-6
 """Largest |ΔU|/max(1, |U|) between a recorded and a computed energy."""
 N_EXACT = 10_000
 """Exact samples that stand in for a reference ensemble."""
-
-
-class SystemDefinition(BaseModel):
-    """What `system.yaml` says; paths are relative to its folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    description: str
-    temperature: float | None = Field(None, gt=0, description="K; None for an analytic target.")
-    target: str | None = Field(
-        None, description="Analytic energy, by its name in boltzflow.targets; None = a molecule."
-    )
-    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the analytic target.")
-    system: str = Field("system.xml", description="Serialised openmm.System.")
-    topology: str = Field("topology.pdb", description="Topology, with a relaxed structure that fixes the sector.")
-    data: str | None = Field(None, description="Folder of references and checkpoints; None = the one that ships.")
-    recipe: str | None = Field(None, description="Recipe that made checkpoint.pt.")
-    forcefield: tuple[str, ...] = Field((), description="Its parameters, by the names of OpenMM files.")
-    constraint_measure: Literal["mass-metric", "stiff", "rigid"] = Field(
-        "mass-metric", description="What the density is with respect to if the System has constraints."
-    )
-    alchemical: AlchemicalDefinition | None = Field(None, description="Atoms that NAME@lambda=... switches.")
-    energies: tuple[float, ...] = Field((), description="OpenMM energies of `probe_positions`, kJ/mol; verified.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,23 +80,21 @@ class SystemFolder:
     temperature: float | None
     dtype: torch.dtype = field(default=torch.float64)
 
-    @property
-    def name(self) -> str:
-        """Name, with ":measure" and "@T" where these are not the system's own; `load_system` reads it back."""
-        own, name = self.definition.temperature, f"{self.definition.name}{self._variant}"
-        return name if self.temperature == own else f"{name}@{self.temperature:.10g}"
+    def _called(self, text: str, temperature: float | None) -> SystemName:
+        return SystemName(text, temperature=temperature)
 
     @property
-    def _variant(self) -> str:
-        """What stands between name and temperature."""
-        return ""
+    def name(self) -> str:
+        """Name, with measure, temperature and λ where these are not the system's own; `load_system` reads it back."""
+        own = self.temperature == self.definition.temperature
+        return str(self._called(self.definition.name, None if own else self.temperature))
 
     @property
     def source(self) -> str:
-        """What `load_system` finds it by: its name if it ships, else its folder, with "@T" as in `name`."""
-        if self.folder.parent == _shipped("systems"):
+        """What `load_system` finds it by: its name if it ships, else its folder at its temperature."""
+        if self.folder.parent == shipped_folder("systems"):
             return self.name
-        return str(self.folder) if self.temperature is None else f"{self.folder}{self._variant}@{self.temperature:.10g}"
+        return str(self._called(str(self.folder), self.temperature))
 
     @property
     def description(self) -> str:
@@ -132,7 +106,7 @@ class SystemFolder:
         """Where its reference ensemble and its checkpoints are."""
         if self.definition.data is not None:
             return self.folder / self.definition.data
-        return _shipped("data") / self.definition.name
+        return shipped_folder("data") / self.definition.name
 
     @property
     def recipes(self) -> list[str]:
@@ -255,23 +229,8 @@ class System(SystemFolder):
     constraint_measure: str | None = None
     lam: float = 1.0
 
-    @property
-    def _variant(self) -> str:
-        return "" if self.constraint_measure is None else f":{self.constraint_measure}"
-
-    @property
-    def name(self) -> str:
-        """See `SystemFolder.name`; with "@lambda=λ", or ",lambda=λ" after a temperature, where λ is not 1."""
-        own = super().name
-        if self.lam == 1:
-            return own
-        return f"{own}{'@' if self.temperature == self.definition.temperature else ','}lambda={self.lam:.10g}"
-
-    @property
-    def source(self) -> str:
-        """See `SystemFolder.source`; with λ as in `name`."""
-        own = super().source
-        return own if self.lam == 1 or own == self.name else f"{own},lambda={self.lam:.10g}"
+    def _called(self, text: str, temperature: float | None) -> SystemName:
+        return SystemName(text, self.constraint_measure, temperature, self.lam)
 
     def at_lambda(self, lam: float, *, temperature: float | None = None) -> "System":
         """The system at another λ of its alchemical atoms.
@@ -639,73 +598,26 @@ def load_system(
         >>> load_system("alanine_dipeptide@350").temperature
         350.0
     """
-    text, at, state = os.fspath(name).rpartition("@")
-    lam = 1.0
-    if at and temperature is None and not Path(name).exists():
-        temperature, lam = read_state(text, state)
-    else:
-        text = os.fspath(name)
-    measure = None
-    if not Path(text).exists() and text.rpartition(":")[2] in CONSTRAINT_MEASURES:
-        text, _, measure = text.rpartition(":")
-    folder = _find(text)
-    definition = _read_definition(folder / "system.yaml")
+    called = read_name(name, measures=CONSTRAINT_MEASURES)
+    if temperature is None:
+        temperature = called.temperature
+    elif called.temperature is not None:
+        raise FormatError(f"system {called}: temperature={temperature} gives its temperature a second time; omit one.")
+    folder = find_folder(called.text)
+    definition = read_definition(folder)
     if definition.target is not None:
-        if temperature is not None or definition.temperature is not None or lam != 1:
+        if temperature is not None or definition.temperature is not None or called.lam != 1:
             raise FormatError(
                 f"system {definition.name}: an analytic target is in kT and has no temperature and no λ; leave it out."
             )
         return AnalyticSystem(folder, definition, None, dtype)
-    if definition.temperature is None:
-        raise FormatError(f"{folder / 'system.yaml'}: key 'temperature' is missing; a molecule has one, in K.")
-    missing = [file for file in (definition.system, definition.topology) if not (folder / file).is_file()]
-    if missing:
-        raise FormatError(f"system folder {folder}: {' and '.join(missing)} missing, named by its system.yaml.")
     kelvin = as_temperature(definition.temperature if temperature is None else temperature)
-    if lam != 1:
-        check_lambda(lam, definition.name, definition.alchemical)
-    system = System(folder, definition, kelvin, dtype, lam=lam)
-    return system if measure is None else system.with_measure(measure)
-
-
-def list_systems() -> list[str]:
-    """Names of the systems that ship with the package."""
-    return sorted(path.parent.name for path in _shipped("systems").glob("*/system.yaml"))
+    if called.lam != 1:
+        check_lambda(called.lam, definition.name, definition.alchemical)
+    system = System(folder, definition, kelvin, dtype, lam=called.lam)
+    return system if called.measure is None else system.with_measure(called.measure)
 
 
 def cache_folder() -> Path:
     """Where compiled parameters are cached: $BOLTZFLOW_CACHE_DIR, by default ~/.cache/boltzflow."""
     return Path(os.environ.get("BOLTZFLOW_CACHE_DIR", "~/.cache/boltzflow")).expanduser()
-
-
-def _shipped(kind: str) -> Path:
-    """`systems` or `data`: package data in a wheel, beside the package in a checkout."""
-    installed = _PACKAGE / f"_{kind}"
-    return installed if installed.is_dir() else _PACKAGE.parent / kind
-
-
-def _find(text: str) -> Path:
-    if text in list_systems():
-        return _shipped("systems") / text
-    folder = Path(text)
-    if (folder / "system.yaml").is_file():
-        return folder.resolve()
-    if folder.is_dir():
-        raise FormatError(f"system folder {folder}: no system.yaml in it.")
-    hint = nearest(text, list_systems())
-    raise UnknownNameError(f"unknown system {text!r}; {hint} A folder with a system.yaml works, too.")
-
-
-def _read_definition(path: Path) -> SystemDefinition:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return SystemDefinition.model_validate(values)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path}: not valid YAML: {error}") from None
-    except ValidationError as error:
-        messages = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
-            hint = f"; {nearest(key, SystemDefinition.model_fields)}" if item["type"] == "extra_forbidden" else ""
-            messages.append(f"key {key!r}: {item['msg']}, got {item['input']!r}{hint}")
-        raise FormatError(f"{path}: {'; '.join(messages)}") from None

@@ -20,6 +20,9 @@ class RecordedPath(Recorded):
     """Energies of the samples of every state under all states, in time order.
 
     Args:
+        lambdas: Position of every state on the path, rising, shape (n_states,).
+        u_a: Reduced energy under A, shape (n_records, n_states, n_chains), float64.
+        u_b: The same under B.
         u: Reduced energies, shape (n_records, states they are evaluated at, states they come from, n_chains), float64.
     """
 

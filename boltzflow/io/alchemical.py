@@ -1,4 +1,4 @@
-"""Alchemical atoms of a system: how `system.yaml` declares them, and how names of systems give λ."""
+"""Alchemical atoms of a system: how `system.yaml` declares them, and what λ of theirs may be."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from boltzflow.errors import FormatError
 
-__all__ = ["AlchemicalDefinition", "check_lambda", "read_state", "select_atoms"]
+__all__ = ["AlchemicalDefinition", "check_lambda", "select_atoms"]
 
 
 class AlchemicalDefinition(BaseModel):
@@ -46,35 +46,6 @@ def select_atoms(topology: Any, atoms: str | Sequence[int], *, where: str) -> tu
             f"atoms 0 to {topology.n_atoms - 1}, not none and not all."
         )
     return tuple(found)
-
-
-def read_state(text: str, state: str) -> tuple[float | None, float]:
-    """Temperature (None for the system's own) and λ from what follows the "@" of a name.
-
-    Args:
-        text: What stands before the "@".
-        state: What follows it.
-
-    Raises:
-        FormatError: If it is neither a number nor ``lambda=`` and a number, nor both.
-    """
-    temperature, lam = None, 1.0
-    for part in state.split(","):
-        key, equals, value = part.rpartition("=")
-        try:
-            number = float(value)
-            if equals and key.strip() not in ("lambda", "λ"):
-                raise ValueError
-        except ValueError:
-            raise FormatError(
-                f"system {text}@{state}: expected NAME@TEMPERATURE in kelvin, NAME@lambda=VALUE or both with a comma "
-                f"between them; got {part!r}."
-            ) from None
-        if equals:
-            lam = number
-        else:
-            temperature = number
-    return temperature, lam
 
 
 def check_lambda(lam: float, name: str, definition: AlchemicalDefinition | None) -> None:
