@@ -111,6 +111,32 @@ def test_a_killed_run_ends_as_the_unbroken_one(steps, data, whole, tmp_path, mon
     assert metrics(tmp_path) == metrics(folder)
 
 
+@pytest.mark.parametrize("method", ["ladder", "transport"])
+def test_a_run_killed_within_a_buffer_draws_it_again(method, tmp_path, monkeypatch):
+    annealing = {"method": method, "hot_steps": 1, "stages": 2, "stage_steps": 2, "buffer_size": 30, "max_kl": 0.1}
+    objective = {"likelihood": 0.0, "path_forward_kl": 1.0, "annealing": annealing}
+    config = parse_config(
+        {"system": "alanine_dipeptide", "generator": GENERATOR, "objective": objective}
+        | {"training": {**TRAINING, "steps": 6, "checkpoint_every": 1}}
+    )
+    unbroken = train(config, tmp_path / "whole")
+    # the second step on the first buffer
+    revive = killed_at(monkeypatch, 2 if method == "ladder" else 1)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "killed")
+    revive()
+    resumed = train(config, tmp_path / "killed", resume=True)
+    for (name, a), (_, b) in zip(resumed.state_dict().items(), unbroken.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    energies = [
+        load_checkpoint(tmp_path / folder / "checkpoint.pt").cost["ledger"]["energy"]["alanine_dipeptide"]
+        for folder in ("whole", "killed")
+    ]
+    # two buffers, and two steps of the terms with 4 rows each
+    assert energies[0] == 2 * 30 + 2 * 4
+    assert energies[1] == energies[0] + 30
+
+
 def test_metrics_have_one_line_per_interval_and_one_at_the_end(whole):
     found = metrics(whole[0])
     assert [line["step"] for line in found] == [2, 4, 6, 7]

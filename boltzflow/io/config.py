@@ -98,9 +98,9 @@ class AnnealingConfig(_Section):
     @property
     def methods(self) -> tuple[str, ...]:
         """Names by which `boltzflow.cite` finds its references."""
-        return {"cooling": ("Cooling",), "ladder": ("TemperatureLadder",), "transport": ("MassTransport",)}.get(
-            self.method, ()
-        )
+        named = {"cooling": ["Cooling"], "ladder": ["TemperatureLadder"], "transport": ["MassTransport"]}
+        cold = ["TemperatureLadder"] if self.method == "cooling" and self.cold_stages else []
+        return tuple(named.get(self.method, []) + cold)
 
 
 class ObjectiveConfig(_Section):
