@@ -217,7 +217,7 @@ def _methods(run: Any) -> list[str]:
         trains = run.model_fields_set & {"generator", "objective", "training"} or not simulated
         # levels that are given are not looked for
         found = ("constant CESS schedule",) if run.generator.annealing.levels is None else ()
-        by = (*found, "step size adaptation") if run.generator.is_piloted else (*run.objective.methods, "AdamW")
+        by = (*found, "step size adaptation") if run.generator.is_piloted else (*run.methods, "AdamW")
         trained = [*_built(run), *by] if trains else []
         return method_names(*trained, *simulated, load_system(run.system).target)
     if hasattr(run, "methods") or hasattr(run, "reduced_energy"):

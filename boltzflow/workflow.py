@@ -267,7 +267,7 @@ def train(
     trainer = Trainer(objective, settings, data=data, metrics=metrics)
     # what trained the model, as its cost, includes earlier stages and the making of the data
     methods = method_names(
-        *config.objective.methods,
+        *config.methods,
         "AdamW",
         *(earlier.methods if earlier else ()),
         *(ensemble.provenance.methods if digest is not None else ()),

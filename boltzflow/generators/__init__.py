@@ -6,6 +6,7 @@ from boltzflow.generators.blocks import BLOCKS, stochastic_block
 from boltzflow.generators.families import build_generator, internal_spline_flow
 from boltzflow.generators.generator import Generator, GeneratorTarget, Trajectory
 from boltzflow.generators.schedule import Schedule, conditional_ess, find_schedule
+from boltzflow.generators.stochastic_flow import stochastic_flow
 
 __all__ = [
     "BLOCKS",
@@ -22,4 +23,5 @@ __all__ = [
     "run_pilot",
     "smc",
     "stochastic_block",
+    "stochastic_flow",
 ]

@@ -4,17 +4,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from boltzflow.coordinates import FrozenCoordinates, InternalDomain, frozen_coordinates
-from boltzflow.errors import UnsupportedForceError
 from boltzflow.generators.annealed_families import annealed_family
 from boltzflow.generators.generator import Generator
+from boltzflow.generators.internal import internal_coordinates
+from boltzflow.generators.stochastic_flow import stochastic_flow
 from boltzflow.io.config import GeneratorConfig
 from boltzflow.run import make_rng
 from boltzflow.targets.bases import ProductBase
-from boltzflow.targets.molecule import kT
 from boltzflow.transitions.coupling import SplineCoupling, alternating_masks
 from boltzflow.transitions.elementwise import ElementwiseSpline
-from boltzflow.transitions.internal import InternalToCartesian
 from boltzflow.transitions.transition import Transition
 from boltzflow.transitions.triangular import TriangularAffine
 
@@ -45,6 +43,7 @@ def build_generator(
     """
     families = {
         "internal_spline_flow": internal_spline_flow,
+        "stochastic_flow": stochastic_flow,
         "smc": annealed_family,
         "annealed_importance": annealed_family,
     }
@@ -66,14 +65,7 @@ def internal_spline_flow(system: "System", config: GeneratorConfig) -> Generator
         system: Gives the Z-matrix, its domain and the temperature.
         config: Sizes.
     """
-    domain = _domain(system)
-    mean = torch.cat([domain.bond_mean, domain.angle_mean, domain.torsion_mean])
-    scale = torch.cat([domain.bond_std, domain.angle_std, domain.torsion_std])
-    n_lengths = len(domain.bond_mean) + len(domain.angle_mean)
-    circular = torch.cat([torch.zeros(n_lengths, dtype=torch.bool), domain.soft.bool()])
-    frozen = _frozen(system)
-    sampled = circular if frozen is None else circular[~frozen.mask]
-    kinds = ["circle" if c else "line" for c in sampled.tolist()]
+    kinds, circular, placed = internal_coordinates(system)
     rng = make_rng(config.mask_seed)
     # Initial weights are a function of the configuration alone, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
@@ -84,43 +76,6 @@ def internal_spline_flow(system: "System", config: GeneratorConfig) -> Generator
         ]
     transitions.append(ElementwiseSpline(kinds, bins=config.n_marginal_bins, bound=config.bound))
     if config.full_affine:
-        transitions.append(TriangularAffine(torch.nonzero(~sampled).flatten()))
-    to_positions = InternalToCartesian(system.zmatrix, mean=mean, scale=scale, circular=circular, frozen=frozen)
-    transitions.append(to_positions)
+        transitions.append(TriangularAffine(torch.nonzero(~circular).flatten()))
+    transitions.append(placed)
     return Generator(ProductBase(kinds), transitions)
-
-
-def _frozen(system: "System") -> FrozenCoordinates | None:
-    constraints = system.target.constraints
-    if constraints is None:
-        return None
-    try:
-        return frozen_coordinates(system.zmatrix, constraints)
-    except ValueError as error:
-        raise UnsupportedForceError(f"system {system.name}: {error}") from None
-
-
-def _domain(system: "System") -> InternalDomain:
-    potential = system.potential
-    if potential.periodic or potential.sites is not None:
-        what = "is in a periodic box" if potential.periodic else "has virtual sites"
-        raise UnsupportedForceError(
-            f"system {system.name} {what}, and a flow over internal coordinates is of one molecule without: rotations "
-            "would change the energy, or sites have coordinates. Simulate it, or use a System without them"
-        )
-    bonds, angles, torsions = potential.bonds, potential.angles, potential.torsions
-
-    def rows(*columns: torch.Tensor) -> list[tuple]:
-        return list(zip(*(c.tolist() for c in columns), strict=True))
-
-    return InternalDomain.from_force_field(
-        system.sector,
-        system.positions,
-        bonds=[(*atoms, *rest) for atoms, *rest in rows(bonds.atoms, bonds.r0, bonds.k)],
-        angles=[(*atoms, *rest) for atoms, *rest in rows(angles.atoms, angles.theta0, angles.k)],
-        torsions=[
-            (*atoms, *rest)
-            for atoms, *rest in rows(torsions.atoms, torsions.periodicity.long(), torsions.phase, torsions.k)
-        ],
-        kT=kT(system.temperature),
-    )

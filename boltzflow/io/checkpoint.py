@@ -155,7 +155,7 @@ def load_checkpoint(path: str | os.PathLike, system: Identity | None = None) -> 
             training=content["training"],
             cost=content.get("cost", {}),
             versions=content["versions"],
-            methods=tuple(content.get("methods", config.objective.methods)),
+            methods=tuple(content.get("methods", config.methods)),
         )
     except KeyError as error:
         # UnknownNameError is a KeyError, too

@@ -16,6 +16,7 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "SimulationConfig",
+    "StochasticConfig",
     "TrainingConfig",
     "load_config",
     "parse_config",
@@ -43,13 +44,33 @@ class AnnealingConfig(_Section):
     pilot_rounds: int = Field(8, ge=1, description="Pilot: calls of the kernel at every level, in which steps adapt.")
 
 
+class StochasticConfig(_Section):
+    """Stochastic blocks between the couplings of a `stochastic_flow`."""
+
+    n_transforms: int = Field(3, ge=1, description="Transforms, each followed by a block; they share the couplings.")
+    coupling: Literal["spline", "affine"] = Field("spline", description="What the couplings are.")
+    kernel: Literal["none", "metropolis", "langevin", "mala", "hmc", "unadjusted_hmc", "bbk", "baoab", "obabo"] = Field(
+        "metropolis", description="Steps of a block, see boltzflow.generators.stochastic_block; none = a flow."
+    )
+    n_steps: int = Field(10, ge=1, description="Steps per block.")
+    step_size: float = Field(0.1, gt=0, description="Of the kernel, in the units of the coordinates.")
+    n_leapfrog: int = Field(5, ge=1, description="hmc, unadjusted_hmc: leapfrog steps of a trajectory.")
+    friction: float = Field(1.0, gt=0, description="bbk, baoab, obabo: friction per unit of time.")
+    levels: tuple[float, ...] | None = Field(
+        None, description="Position of every block on the path, ending at 1; None = evenly spaced."
+    )
+    prior_block: bool = Field(default=False, description="A block on the base comes first.")
+    learn_steps: bool = Field(default=False, description="Step sizes and frictions are parameters, one per block.")
+    learn_levels: bool = Field(default=False, description="The levels between 0 and 1 are parameters.")
+
+
 class GeneratorConfig(_Section):
     """Architecture of a Generator."""
 
-    family: Literal["internal_spline_flow", "smc", "annealed_importance"] = Field(
+    family: Literal["internal_spline_flow", "stochastic_flow", "smc", "annealed_importance"] = Field(
         "internal_spline_flow", description="Assembled family, see boltzflow.generators."
     )
-    n_couplings: int = Field(8, ge=1, description="Spline couplings.")
+    n_couplings: int = Field(8, ge=0, description="Couplings; a stochastic_flow may have none.")
     hidden: tuple[PositiveInt, ...] = Field((128, 128), description="Widths of the conditioners' hidden layers.")
     n_bins: int = Field(8, ge=2, description="Spline bins of a coupling.")
     n_marginal_bins: int = Field(32, ge=2, description="Spline bins of the unconditional marginal of each coordinate.")
@@ -57,8 +78,15 @@ class GeneratorConfig(_Section):
     full_affine: bool = Field(
         default=True, description="A learned triangular affine map of the stiff coordinates after the couplings."
     )
-    mask_seed: int = Field(0, ge=0, description="Seed of the coupling masks.")
+    mask_seed: int = Field(0, ge=0, description="Seed of the coupling masks and of the initial weights.")
+    stochastic: StochasticConfig = StochasticConfig()
     annealing: AnnealingConfig = AnnealingConfig()
+
+    @property
+    def is_bijective(self) -> bool:
+        """Whether the Generator has a density, without stochastic blocks."""
+        stochastic = self.family == "stochastic_flow" and self.stochastic.kernel != "none"
+        return not stochastic and not self.is_piloted
 
     @property
     def is_piloted(self) -> bool:
@@ -208,6 +236,12 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
     analysis: AnalysisConfig = AnalysisConfig()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds the references of what trains the Generator."""
+        likelihood = "MaximumLikelihood" if self.generator.is_bijective else "PathLikelihood"
+        return tuple(likelihood if name == "MaximumLikelihood" else name for name in self.objective.methods)
 
 
 def load_config(path: str | Path, *, overrides: list[str] | None = None) -> RunConfig:

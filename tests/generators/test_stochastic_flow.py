@@ -1,0 +1,146 @@
+"""Stochastic normalizing flows: exact weights both ways in Cartesian and internal coordinates, levels, training."""
+
+import pytest
+import torch
+
+from boltzflow.errors import UnsupportedForceError
+from boltzflow.generators import BLOCKS, build_generator
+from boltzflow.generators.stochastic_flow import block_levels
+from boltzflow.io.config import GeneratorConfig, StochasticConfig, parse_config
+from boltzflow.objectives import PathLikelihood, ReverseKL, build_objective
+from boltzflow.run import make_rng
+from boltzflow.systems import load_system
+from boltzflow.testing import assert_crooks, assert_unbiased, run_at
+from boltzflow.training import Trainer
+from boltzflow.transitions import DrawVelocities, InternalToCartesian, RandomWalkMetropolis
+from boltzflow.transitions.compiled import uncompiled
+from boltzflow.workflow import training_data
+
+torch.set_num_threads(1)
+
+
+def config(*, couplings=4, coupling="affine", **stochastic):
+    stochastic = {"n_transforms": 2, "coupling": coupling, "n_steps": 2, "step_size": 0.1, **stochastic}
+    return GeneratorConfig(
+        family="stochastic_flow", n_couplings=couplings, hidden=(8,), n_bins=4, n_marginal_bins=4, stochastic=stochastic
+    )
+
+
+def perturbed(generator, scale=0.3):
+    """The same flow away from the identity."""
+    rng = make_rng(5)
+    with torch.no_grad():
+        for p in generator.parameters():
+            p.add_(scale * torch.randn(p.shape, generator=rng, dtype=p.dtype))
+    return generator
+
+
+@pytest.fixture(scope="module")
+def well():
+    return load_system("snf_double_well")
+
+
+@pytest.fixture(scope="module")
+def molecule():
+    return load_system("alanine_dipeptide")
+
+
+@pytest.mark.parametrize("kernel", ["none", *BLOCKS])
+def test_weights_are_exact_both_ways_whatever_was_learned(well, kernel):
+    learn = kernel != "none"
+    flow = build_generator(
+        well,
+        config(kernel=kernel, step_size=0.05, n_leapfrog=2, learn_steps=learn, learn_levels=learn, prior_block=True),
+        dtype=torch.float64,
+    )
+    assert_crooks(perturbed(flow), well.target, n=3000, rng=make_rng(1))
+    assert flow.is_bijective is (kernel == "none")
+
+
+def test_a_flow_that_covers_the_target_is_unbiased(well):
+    flow = build_generator(well, config(couplings=0, n_transforms=5, n_steps=10, step_size=0.4), dtype=torch.float64)
+    assert_unbiased(flow, well.target, n=4000, rng=make_rng(1))
+
+
+def test_blocks_in_internal_coordinates_see_the_pulled_back_target(molecule):
+    flow = build_generator(molecule, config(couplings=0, coupling="spline", n_transforms=1), dtype=torch.float64)
+    *_, block, placed = flow.transitions
+    assert isinstance(block, RandomWalkMetropolis)
+    assert isinstance(placed, InternalToCartesian)
+    with torch.no_grad(), uncompiled():
+        reference = molecule.reference().select(slice(0, 16)).to_state(dtype=torch.float64)
+        trajectory = flow.trace_back(reference, molecule.target, make_rng(1))
+        q, minus_map = placed.reverse(reference, run_at(molecule.target, make_rng(0)))
+        pulled = flow.path(flow.base, molecule.target).at(1.0).terms[0][1].reduced_energy(q)
+        energy = molecule.target.reduced_energy(reference)
+    block_ratio, map_ratio = trajectory.log_ratios[-2:]
+    assert torch.isfinite(trajectory.log_weights).all()
+    assert (block_ratio != 0).any()
+    torch.testing.assert_close(map_ratio, -minus_map)
+    torch.testing.assert_close(pulled, energy - map_ratio)
+
+
+def test_stochastic_steps_improve_what_a_molecule_flow_gives(molecule):
+    """Energy of generated samples: twenty Metropolis steps at λ = 1 lower it."""
+    energies = {}
+    for kernel in ("none", "metropolis"):
+        settings = config(couplings=0, coupling="spline", n_transforms=1, kernel=kernel, n_steps=20, step_size=0.1)
+        flow = build_generator(molecule, settings, dtype=torch.float64)
+        with torch.no_grad(), uncompiled():
+            energies[kernel] = flow.rollout(64, molecule.target, make_rng(2)).target_energy.median()
+    assert energies["metropolis"] < energies["none"] - 5
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_training_on_both_objectives_lowers_them(well, learn):
+    settings = config(couplings=2, n_transforms=1, step_size=0.2, learn_steps=learn)
+    values = {
+        "system": "snf_double_well",
+        "generator": settings.model_dump(),
+        "objective": {"likelihood": 0.5, "reverse_kl": 0.5},
+        "training": {"steps": 40, "batch_size": 64, "reverse_batch_size": 64, "learning_rate": 1e-2, "seed": 1},
+    }
+    run = parse_config(values)
+    flow = perturbed(build_generator(well, run.generator, dtype=torch.float64))
+    before = [t.current_step_size().item() for t in flow.transitions if isinstance(t, RandomWalkMetropolis)]
+    objective = build_objective(flow, well.target, run.objective)
+    assert [type(term) for term in objective.terms] == [PathLikelihood, ReverseKL]
+    assert "PathLikelihood" in run.methods
+    trainer = Trainer(objective, run.training, data=training_data(well.reference(), well, dtype=torch.float64))
+    losses = torch.stack([trainer.train_step()["loss"] for _ in range(40)])
+    assert losses[-8:].mean() < losses[:8].mean() - 0.5
+    assert trainer.ledger.n_energy("snf_double_well") > 0
+    after = [t.current_step_size().item() for t in flow.transitions if isinstance(t, RandomWalkMetropolis)]
+    assert (before != after) is learn
+
+
+def test_levels_are_spaced_evenly_or_as_given():
+    assert block_levels(StochasticConfig(n_transforms=4)) == (0.25, 0.5, 0.75, 1.0)
+    assert block_levels(StochasticConfig(n_transforms=3, levels=(0.0, 0.5, 1.0))) == (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("levels", [(0.5, 0.9), (0.9, 0.5, 1.0), (0.5, 1.0)])
+def test_a_schedule_that_does_not_end_at_the_target_is_refused(levels):
+    with pytest.raises(ValueError, match=r"stochastic.levels: expected 3 ascending levels.*the last is 1"):
+        block_levels(StochasticConfig(n_transforms=3, levels=levels))
+
+
+def test_couplings_that_cannot_be_divided_are_refused(well):
+    with pytest.raises(ValueError, match="divided evenly among 2 transforms"):
+        build_generator(well, config(couplings=3))
+
+
+def test_fields_that_are_not_flat_are_refused(tmp_path):
+    (tmp_path / "system.yaml").write_text("name: dw4\ndescription: four particles\ntarget: DoubleWellCluster\n")
+    with pytest.raises(UnsupportedForceError, match="one flat field"):
+        build_generator(load_system(tmp_path), config())
+
+
+def test_an_analytic_energy_has_no_internal_coordinates(well):
+    with pytest.raises(AttributeError, match="analytic energy"):
+        build_generator(well, GeneratorConfig())
+
+
+def test_underdamped_blocks_come_with_their_velocities(well):
+    flow = build_generator(well, config(kernel="baoab"))
+    assert sum(isinstance(t, DrawVelocities) for t in flow.transitions) == 2
