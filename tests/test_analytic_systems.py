@@ -91,7 +91,7 @@ def test_what_needs_atoms_is_refused_by_name():
     for name in ("positions", "zmatrix", "openmm_system", "sector"):
         with pytest.raises(NotAMoleculeError, match="analytic energy DoubleWell"):
             getattr(system, name)
-    with pytest.raises(AttributeError, match="no attribute .nonsense"):
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = system.nonsense
 
 
