@@ -57,6 +57,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "population annealing": ("hukushima2003", "wang2015"),
     # objectives and training
     "AdamW": ("loshchilov2019",),
+    "AnnealedTransport": ("arbel2021", "matthews2022"),
     "Cooling": ("schopmans2025",),
     "CoverageLikelihood": ("midgley2023",),
     "MassTransport": ("klitzing2025",),

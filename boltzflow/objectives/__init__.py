@@ -1,5 +1,6 @@
 """Objectives: loss modules over (generator, target or data). Whatever they got wrong, the weights correct."""
 
+from boltzflow.objectives.annealed_transport import AnnealedTransport
 from boltzflow.objectives.buffered import BufferedKL
 from boltzflow.objectives.build import build_objective
 from boltzflow.objectives.cooling import Cooling
@@ -17,6 +18,7 @@ from boltzflow.objectives.sequence import Sequence
 from boltzflow.objectives.temperature_ladder import TemperatureLadder, geometric_ladder
 
 __all__ = [
+    "AnnealedTransport",
     "BufferedKL",
     "ConstrainedStep",
     "Cooling",
