@@ -50,7 +50,7 @@ class BufferedKL(Objective, abc.ABC):
     """
 
     max_ratio = 20.0
-    """Largest q/q_k in the control variate."""
+    """Largest q/q_k in the control variate, in units of the row's weight where that is above 1."""
 
     def __init__(
         self,
@@ -97,8 +97,9 @@ class BufferedKL(Objective, abc.ABC):
         if self.control_variate:
             ratio = torch.zeros_like(coefficient)
             if bool(finite.any()):
-                ratio[finite] = (log_q.detach() - self._log_q[rows][finite]).exp().clamp(max=self.max_ratio)
-            coefficient = (self._weight[rows] - ratio) / self._density[rows]
+                ratio[finite] = (log_q.detach() - self._log_q[rows][finite]).exp()
+            weight = self._weight[rows]
+            coefficient = (weight - ratio.minimum(self.max_ratio * weight.clamp(min=1.0))) / self._density[rows]
         loss = -(coefficient[finite] * log_q).mean() if bool(finite.any()) else log_q.mean()
         return loss, {**self._logged, "n_failed_data": (~finite).sum()}
 
