@@ -84,16 +84,21 @@ def _kernels(config: GeneratorConfig) -> list[Transition]:
 
 
 def _base(system: "System | AnalyticSystem", scale: float) -> Base:
-    fields = system.target.fields
-    name, space = next(iter(fields.items()))
-    if len(fields) == 1 and space.kind == "line" and system.temperature is None:
-        if system.target.measure == "mean-free":
+    if system.temperature is not None:
+        raise UnsupportedForceError(
+            f"system {system.name} is a molecule, and the families smc and annealed_importance start from a normal "
+            "distribution. Anneal it in Python, from the frames of an ensemble at a higher temperature: "
+            "boltzflow.generators.smc over a TemperedPath"
+        )
+    target = system.target
+    name, space = next(iter(target.fields.items()))
+    if len(target.fields) == 1 and space.kind == "line":
+        if target.measure == "mean-free":
             return MeanFreeGaussian(*space.shape, scale=scale, name=name)
-        if system.target.measure == "lebesgue":
+        if target.measure == "lebesgue":
             return Gaussian(space.shape, scale=scale, name=name)
-    kinds = ", ".join(f"{key} ({value.kind})" for key, value in fields.items())
+    kinds = ", ".join(f"{key} ({value.kind})" for key, value in target.fields.items())
     raise UnsupportedForceError(
-        f"system {system.name}: the families smc and annealed_importance start from a normal distribution of one "
-        f"field on lines; its fields are {kinds}, of measure {system.target.measure!r}. Anneal a molecule in Python, "
-        "from the frames of an ensemble at a higher temperature: boltzflow.generators.smc over a TemperedPath"
+        f"system {system.name}: the families smc and annealed_importance start from a normal distribution of one field "
+        f"on lines; its fields are {kinds}, of measure {target.measure!r}"
     )

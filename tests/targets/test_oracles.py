@@ -114,6 +114,10 @@ def test_mixture_weights_and_modes():
     target = GaussianMixture(means, scale=torch.tensor([0.5, 1.0]).double(), weights=torch.tensor([1.0, 3.0]))
     state = target.sample(20_000, make_rng(2))
     within((target.component(state) == 1).double(), 0.75)
+    overlapping = GaussianMixture(0.1 * means, scale=1.0, weights=torch.tensor([1.0, 3.0]))
+    responsibilities = overlapping.responsibilities(overlapping.sample(20_000, make_rng(4)))
+    within(responsibilities[:, 1], 0.75)
+    torch.testing.assert_close(responsibilities.sum(1), torch.ones(20_000, dtype=torch.float64))
     within(state["x"][target.component(state) == 0][:, 1].square(), 0.25)
     with pytest.raises(ValueError, match="positive scales"):
         GaussianMixture(means, scale=0.0)
