@@ -11,6 +11,7 @@ from boltzflow._typing import Bool, Float64, Int, Tensor
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import NonFiniteEnergyError
 from boltzflow.generators.acceptance import reset_acceptance, warn_of_rejection
+from boltzflow.generators.path_density import PathDensity
 from boltzflow.generators.shards import shard_ensemble
 from boltzflow.io.provenance import method_names
 from boltzflow.paths import GeometricPath, Path
@@ -41,6 +42,8 @@ class Trajectory:
         failed: Rows where the model (not the energy) gave NaN or inf.
         n_failed: Their number; rows that failed before a resampling that left them out are counted, too.
         ledger: Evaluations of this batch.
+        path_log_prob: log q(x_T), (batch,) float64, whose derivative is that through x_T at fixed parameters of q; None
+            unless it was asked for.
     """
 
     start: State
@@ -54,6 +57,7 @@ class Trajectory:
     failed: Bool[Tensor, " batch"]
     n_failed: Int[Tensor, ""]
     ledger: Ledger = field(default_factory=Ledger)
+    path_log_prob: Tensor | None = None
 
     @property
     def finite(self) -> Tensor:
@@ -114,7 +118,15 @@ class Generator(torch.nn.Module):
         """Whether every step is a Bijection, so that `log_prob` exists."""
         return all(isinstance(t, Bijection) for t in self.transitions)
 
-    def rollout(self, n: int, target: Target, rng: torch.Generator, *, context: Context | None = None) -> Trajectory:
+    def rollout(
+        self,
+        n: int,
+        target: Target,
+        rng: torch.Generator,
+        *,
+        context: Context | None = None,
+        path_density: bool = False,
+    ) -> Trajectory:
         """Run n paths from the base to the target; differentiable where autograd is on.
 
         Args:
@@ -122,9 +134,11 @@ class Generator(torch.nn.Module):
             target: What the weights are for.
             rng: Random stream.
             context: Passed on to every Target and Transition.
+            path_density: Carry the score of the density along, for `Trajectory.path_log_prob`; bijective Generators.
 
         Raises:
             ValueError: If n is not positive.
+            TypeError: If `path_density` is asked of a Generator with a step that is not a Bijection.
         """
         if n < 1:
             raise ValueError(f"rollout: expected n >= 1, got {n}.")
@@ -132,6 +146,7 @@ class Generator(torch.nn.Module):
         start = self.base.sample(n, rng, context)
         base_energy, start = run.evaluate(self.base, start)
         path = self.path(self.base, target)
+        density = PathDensity(self.base, list(self.transitions), start, run) if path_density else None
         state, total, ratios, decisions = start, base_energy, [], []
         failed = torch.zeros(n, dtype=torch.bool, device=start.device)
         # row of `start` from which each row descends, and how many failed rows left no descendant
@@ -142,7 +157,7 @@ class Generator(torch.nn.Module):
         for transition in self.transitions:
             here = _at_level(run, path, transition)
             if not isinstance(transition, BatchStep):
-                state, ratio = transition(state, here)
+                state, ratio = transition(state, here) if density is None else density.step(transition, state, here)
                 ratios.append(ratio)
                 decisions.append(_decided(here))
                 total = total + ratio
@@ -176,6 +191,7 @@ class Generator(torch.nn.Module):
             failed,
             n_failed,
             run.ledger,
+            None if density is None else density.log_prob(),
         )
 
     def _run(self, rng: torch.Generator, context: Context | None, target: Target) -> Run:

@@ -6,7 +6,7 @@ import torch
 
 from boltzflow._typing import Float, Tensor
 
-__all__ = ["Linear", "silu_rows"]
+__all__ = ["Linear", "silu_rows", "silu_rows_input_gradient"]
 
 # What torch's own compiler emits for linear layers; absent from builds without oneDNN.
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -37,6 +37,33 @@ def silu_rows(x: Float[Tensor, "batch n_in"], layers: Sequence[torch.nn.Linear])
         layers: The linear layers, in order.
     """
     return _SiluRows.apply(x, *[parameter for layer in layers for parameter in (layer.weight, layer.bias)])
+
+
+def silu_rows_input_gradient(
+    rows: Float[Tensor, "n_out batch"], grad: Float[Tensor, "n_out batch"]
+) -> Float[Tensor, "batch n_in"] | None:
+    """Gradient with respect to the inputs alone, from what autograd has saved of the network's rows.
+
+    `torch.autograd.grad` would compute those of the weights as well and throw them away.
+
+    Args:
+        rows: What `silu_rows` returned.
+        grad: Gradient with respect to them.
+
+    Returns:
+        The gradient; None if the rows carry no history, or another one.
+    """
+    node = rows.grad_fn
+    if getattr(node, "n_parameters", None) is None:
+        return None
+    _, *saved = node.saved_tensors
+    parameters, before = saved[: node.n_parameters], saved[node.n_parameters :]
+    with torch.no_grad():
+        for k in reversed(range(node.n_parameters // 2)):
+            grad = _product(parameters[2 * k].t(), grad.t())
+            if k:
+                grad = torch.ops.aten.silu_backward(grad, before[k - 1])
+    return grad.t()
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import torch
 
 from boltzflow._typing import Float, Tensor
 from boltzflow.generators.generator import Generator
-from boltzflow.objectives.frozen import frozen_log_prob
 from boltzflow.objectives.objective import Objective, Step, ess_fraction, masked_mean
 from boltzflow.objectives.reverse_kl import compress_energy
 from boltzflow.targets.target import Target
@@ -22,7 +21,7 @@ class PathKL(Objective):
     The second is the path gradient of `ReverseKL`. The first follows from ∇KL(p‖q) = −E_q[w ∇log q], since
     E_q[g(w) ∇log q] = E_z[g'(w) ∂ₓw · ∇T(z)] for every smooth g. Compared with `SelfWeightedKL`, which has the same two
     mean gradients, one sample gives as many numbers as it has coordinates, and an error of the model in one coordinate
-    adds no noise to the others: the noise does not grow with the dimension. It costs a force, and a second pass.
+    adds no noise to the others: the noise does not grow with the dimension. It costs a force.
 
     A mode that the model misses is invisible to both; KL(p‖q) holds on to those that it has. Weights are truncated at
     `max_weight`, which biases the gradient; the weight removed is logged. Energies are compressed as in `ReverseKL`.
@@ -67,11 +66,13 @@ class PathKL(Objective):
 
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """A loss whose gradient is the estimate (its value means nothing), and the efficiency of the batch."""
-        trajectory = self.generator.rollout(step.n_samples, self._target[0], step.rng, context=step.context)
+        trajectory = self.generator.rollout(
+            step.n_samples, self._target[0], step.rng, context=step.context, path_density=True
+        )
         step.ledger.merge(trajectory.ledger)
         log_w, keep = trajectory.log_weights.detach(), trajectory.finite
         u = compress_energy(trajectory.target_energy, base=self.energy_base, cut=self.energy_cut)
-        log_q = frozen_log_prob(self.generator, trajectory.end, keep, step.context)
+        log_q = trajectory.path_log_prob
         w = torch.softmax(log_w, 0) * keep.sum()
         kept = w.clamp(max=self.max_weight)
         coefficient = self.forward_weight * kept + self.reverse_weight

@@ -5,7 +5,6 @@ import torch
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.generators.generator import Generator
 from boltzflow.objectives.decisions import decision_term
-from boltzflow.objectives.frozen import frozen_log_prob
 from boltzflow.objectives.objective import Objective, Step, ess_fraction, masked_mean
 from boltzflow.targets.target import Target
 from boltzflow.transitions.transition import BatchStep
@@ -41,7 +40,7 @@ class ReverseKL(Objective):
         generator: What is trained.
         target: Whose energy trains it; kept out of the module tree.
         path_gradient: Leave out the score term of zero mean: the gradient is that of u(x) + log q(x) through x alone
-            (Roeder, Wu, Duvenaud 2017), of zero variance at q = p. Costs one inverse pass more; needs bijections.
+            (Roeder, Wu, Duvenaud 2017), of zero variance at q = p. Needs bijections, and a third more time.
         energy_cut: Excess energy above `energy_base` (kT) from which on it is compressed in the loss.
         energy_base: Level from which `energy_cut` counts, kT.
     """
@@ -71,12 +70,14 @@ class ReverseKL(Objective):
 
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Minus the ELBO of the compressed energy, and the sampling efficiency of the batch."""
-        trajectory = self.generator.rollout(step.n_samples, self._target[0], step.rng, context=step.context)
+        trajectory = self.generator.rollout(
+            step.n_samples, self._target[0], step.rng, context=step.context, path_density=self.path_gradient
+        )
         step.ledger.merge(trajectory.ledger)
         keep = trajectory.finite
         u = compress_energy(trajectory.target_energy, base=self.energy_base, cut=self.energy_cut)
         if self.path_gradient:
-            log_q = frozen_log_prob(self.generator, trajectory.end, keep, step.context)
+            log_q = trajectory.path_log_prob
             loss = masked_mean(u + log_q, keep & torch.isfinite(log_q.detach()))
         else:
             # what the decisions of a Transition can change lies between it and the target

@@ -1,15 +1,16 @@
 """SplineCoupling: rational-quadratic splines of some coordinates, conditioned on others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch.func import functional_call
 
 from boltzflow._typing import Bool, Float, Float64, Tensor
-from boltzflow.networks.linear import Linear, silu_rows
+from boltzflow.networks.linear import Linear, silu_rows, silu_rows_input_gradient
 from boltzflow.networks.mlp import MLP, CoordinateFeatures, ResidualMLP
 from boltzflow.run import Run
 from boltzflow.state import State
-from boltzflow.transitions.spline_kernels import conditioned_spline, n_spline_parameters
+from boltzflow.transitions.spline_kernels import conditioned_spline, n_spline_parameters, spline_score
 from boltzflow.transitions.splines import kind_masks
 from boltzflow.transitions.transition import Bijection
 
@@ -86,6 +87,31 @@ class SplineCoupling(Bijection):
         """The exact inverse, with its log|det|."""
         return self._apply_spline(state, run, inverse=True)
 
+    def forward_with_score(
+        self, state: State, run: Run, score: Mapping[str, Tensor]
+    ) -> tuple[State, Float64[Tensor, " batch"], dict[str, Tensor]]:
+        """As for every Bijection, by closed forms at the point x and one product with the Jacobian of the network."""
+        rows = state[self.field].t().contiguous()
+        raw, pull_back = self.conditioner.with_pull_back(rows, run)
+        transformed = self.conditioner.transformed
+        x = rows.index_select(0, transformed)
+        y, ratio = self._bend(state, rows, x, raw, inverse=False)
+        before = score[self.field].t()
+        moved, by_raw = spline_score(
+            before.index_select(0, transformed), x, raw, self.line, self.circle, **self._domain
+        )
+        after = (before + pull_back(by_raw)).index_copy(0, transformed, moved)
+        return y, ratio, {**score, self.field: after.t()}
+
+    @property
+    def _domain(self) -> dict[str, float]:
+        return {
+            "bound": self.bound,
+            "period": self.period,
+            "min_bin": self.min_bin,
+            "min_derivative": self.min_derivative,
+        }
+
     @property
     def methods(self) -> tuple[str, ...]:
         """Names by which `boltzflow.cite` finds its references."""
@@ -94,17 +120,14 @@ class SplineCoupling(Bijection):
     def _apply_spline(self, state: State, run: Run, *, inverse: bool) -> tuple[State, Float64[Tensor, " batch"]]:
         # Coordinates stay contiguous rows from one coupling to the next: (batch, d) below is a transposed view.
         rows = state[self.field].t().contiguous()
+        x = rows.index_select(0, self.conditioner.transformed)
+        return self._bend(state, rows, x, self.conditioner(rows, run), inverse=inverse)
+
+    def _bend(
+        self, state: State, rows: Tensor, x: Tensor, raw: Tensor, *, inverse: bool
+    ) -> tuple[State, Float64[Tensor, " batch"]]:
         y, log_derivative = conditioned_spline(
-            rows.index_select(0, self.conditioner.transformed),
-            self.conditioner(rows, run),
-            self.line,
-            self.circle,
-            inverse=inverse,
-            bound=self.bound,
-            period=self.period,
-            min_bin=self.min_bin,
-            min_derivative=self.min_derivative,
-            fused=self.fused,
+            x, raw, self.line, self.circle, inverse=inverse, fused=self.fused, **self._domain
         )
         rows = rows.index_copy(0, self.conditioner.transformed, y)
         return state.replace(**{self.field: rows.t()}), log_derivative.sum(0, dtype=torch.float64)
@@ -167,14 +190,39 @@ class Conditioner(torch.nn.Module):
 
     def forward(self, rows: Float[Tensor, "d batch"], run: Run) -> Float[Tensor, "n_parameters n_transformed batch"]:
         """Parameters outermost, batch innermost, contiguous."""
+        return self._shaped(self._network(self._inputs(rows, run)))
+
+    def with_pull_back(
+        self, rows: Float[Tensor, "d batch"], run: Run
+    ) -> tuple[Float[Tensor, "n_parameters n_transformed batch"], Callable[[Tensor], Tensor]]:
+        """`forward`, and a function from a gradient by its result to the one by the rows, at fixed parameters."""
+        flat = self._network(self._inputs(rows, run))
+
+        def pull_back(grad: Tensor) -> Tensor:
+            by_inputs = silu_rows_input_gradient(flat, grad.reshape(flat.shape))
+            with torch.enable_grad():
+                leaf = rows.detach().requires_grad_()
+                if by_inputs is not None:
+                    return torch.autograd.grad(self._inputs(leaf, run), leaf, by_inputs)[0]
+                # once more, without a graph for the parameters
+                frozen = {name: p.detach() for name, p in self.named_parameters()}
+                return torch.autograd.grad(functional_call(self, frozen, (leaf, run)), leaf, grad)[0]
+
+        return self._shaped(flat), pull_back
+
+    def _inputs(self, rows: Tensor, run: Run) -> Tensor:
         x = self.features(rows.index_select(0, self.conditioning).t())
         if self.context:
             x = torch.cat([x, *[self._context_features(name, n, x, run) for name, n in self.context.items()]], dim=1)
+        return x
+
+    def _network(self, x: Tensor) -> Tensor:
         if isinstance(self.head, Linear) and isinstance(self.trunk, MLP):
-            raw = silu_rows(x, [*self.trunk.linears, self.head])
-        else:
-            raw = self.head(self.trunk(x)).t()
-        return raw.reshape(self.n_parameters, len(self.transformed), -1)
+            return silu_rows(x, [*self.trunk.linears, self.head])
+        return self.head(self.trunk(x)).t()
+
+    def _shaped(self, flat: Tensor) -> Tensor:
+        return flat.reshape(self.n_parameters, len(self.transformed), -1)
 
     def _context_features(self, name: str, n: int, like: Tensor, run: Run) -> Tensor:
         if run.context is None or name not in run.context:

@@ -1,13 +1,18 @@
 """ElementwiseSpline: a learnable marginal for every coordinate, without conditioning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from boltzflow._typing import Float64, Tensor
 from boltzflow.run import Run
 from boltzflow.state import State
-from boltzflow.transitions.spline_kernels import lookup_spline, n_spline_parameters, positive
+from boltzflow.transitions.spline_kernels import (
+    lookup_score,
+    lookup_spline,
+    n_spline_parameters,
+    positive,
+)
 from boltzflow.transitions.splines import kind_masks
 from boltzflow.transitions.transition import Bijection
 
@@ -62,6 +67,17 @@ class ElementwiseSpline(Bijection):
     def reverse(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """The exact inverse, with its log|det|."""
         return self._apply_spline(state, inverse=True)
+
+    def forward_with_score(
+        self, state: State, run: Run, score: Mapping[str, Tensor]
+    ) -> tuple[State, Float64[Tensor, " batch"], dict[str, Tensor]]:
+        """As for every Bijection; elementwise, (∂_x log q − ∂_x log y') / y' with y' the slope."""
+        rows = state[self.field].t().contiguous()
+        y, ratio = self.forward(state, run)
+        knots = tuple(side.detach() for side in self._knots())
+        before = score[self.field].t()
+        after = lookup_score(before, rows, knots, self.line, self.circle, bound=self.bound, period=self.period)
+        return y, ratio, {**score, self.field: after.t()}
 
     def _knots(self) -> tuple[Tensor, Tensor, Tensor]:
         """Abscissae, ordinates and derivatives at the knots, each of shape (d, bins + 1)."""

@@ -10,7 +10,7 @@ from boltzflow._typing import Bool, Float, Tensor
 from boltzflow.transitions.compiled import attempt, compiler, run_elementwise
 from boltzflow.transitions.splines import from_unit, rq_bin, rq_bin_inverse, select_bin, to_unit, unit_scale, wrap_unit
 
-__all__ = ["conditioned_spline", "lookup_spline", "n_spline_parameters", "positive"]
+__all__ = ["conditioned_spline", "lookup_score", "lookup_spline", "n_spline_parameters", "positive", "spline_score"]
 
 _TURN = 1.0 / (2.0 * math.pi)
 _compiler = compiler  # its switch under the name by which callers know it here
@@ -74,6 +74,38 @@ def conditioned_spline(
     return _forward_kernel(raw, x, line, circle, *constants)
 
 
+def spline_score(
+    score: Float[Tensor, "dims batch"],
+    x: Float[Tensor, "dims batch"],
+    raw: Float[Tensor, "parameters dims batch"],
+    line: Bool[Tensor, "dims 1"],
+    circle: Bool[Tensor, "dims 1"],
+    *,
+    bound: float,
+    period: float,
+    min_bin: float,
+    min_derivative: float,
+) -> tuple[Float[Tensor, "dims batch"], Float[Tensor, "parameters dims batch"]]:
+    """Gradients of log q(x) + log dx/dy at fixed y, by y and by the raw parameters: the score after the spline.
+
+    They are what the backward pass of the inverse spline gives, at the point x that is known already.
+
+    Args:
+        score: ∂_x log q.
+        x: Points before the spline, as in `conditioned_spline`.
+        raw: Raw parameters.
+        line: Which coordinates are lines.
+        circle: Which are circles; neither means interval.
+        bound: See `conditioned_spline`, as all others.
+        period: Length of a circle.
+        min_bin: Smallest bin.
+        min_derivative: Smallest derivative at a knot.
+    """
+    constants = ((raw.shape[0] - 1) // 3, min_bin, min_derivative, bound, period, True)
+    with torch.no_grad():
+        return run_elementwise(_backward_kernel, constants, raw, x, line, circle, score, score.new_ones(1, 1))
+
+
 def _differentiable(ctx, outputs: tuple, inputs: tuple, grads: tuple) -> list[Tensor | None]:
     """Gradients with a graph of their own, for those of the first inputs that need them."""
     needed = ctx.needs_input_grad[: len(inputs)]
@@ -112,16 +144,54 @@ def lookup_spline(
     """
     if inverse:
         x, turn = x - turn * period, torch.zeros_like(turn)
-    inner = knots[1 if inverse else 0][:, 1:-1].t()[..., None].detach().contiguous()
-    located = [x.detach(), inner, line, circle]
-    index = attempt(_locate_kernel, (bound, period), located) if fused and len(inner) > 1 else None
-    if index is None:
-        index = _locate_kernel(*located, bound, period)
-    table = torch.stack([side for column in knots for side in (column[:, :-1], column[:, 1:])])
+    index = _bin_index(x, knots[1 if inverse else 0], line, circle, bound, period, fused=fused)
+    table = _ends(knots)
     if fused:
         return _Lookup.apply(x, table, turn, line, circle, index, (bound, period, inverse))
     edges = table.gather(2, index.expand(6, *index.shape))
     return _bin_kernel(edges, x, turn, line, circle, bound, period, inverse)
+
+
+def lookup_score(
+    score: Float[Tensor, "dims batch"],
+    x: Float[Tensor, "dims batch"],
+    knots: tuple[Float[Tensor, "dims knots"], Float[Tensor, "dims knots"], Float[Tensor, "dims knots"]],
+    line: Bool[Tensor, "dims 1"],
+    circle: Bool[Tensor, "dims 1"],
+    *,
+    bound: float,
+    period: float,
+) -> Float[Tensor, "dims batch"]:
+    """Gradient of log q(x) + log dx/dy by y: what `spline_score` is for splines with the same knots.
+
+    Args:
+        score: ∂_x log q.
+        x: Points before the spline, as in `lookup_spline`; the rotation of a circle changes nothing.
+        knots: See `lookup_spline`, as all others.
+        line: Which coordinates are lines.
+        circle: Which are circles.
+        bound: Half-length of the part of a line that is bent.
+        period: Length of a circle.
+    """
+    with torch.no_grad():
+        index = _bin_index(x, knots[0], line, circle, bound, period, fused=True)
+        edges = _ends(knots).gather(2, index.expand(6, *index.shape))
+        one = score.new_ones(1, 1)
+        return run_elementwise(_bin_backward_kernel, (bound, period, True), edges, x, line, circle, score, one)[0]
+
+
+def _bin_index(
+    x: Tensor, knots: Tensor, line: Tensor, circle: Tensor, bound: float, period: float, *, fused: bool
+) -> Tensor:
+    inner = knots[:, 1:-1].t()[..., None].detach().contiguous()
+    located = [x.detach(), inner, line, circle]
+    index = attempt(_locate_kernel, (bound, period), located) if fused and len(inner) > 1 else None
+    return _locate_kernel(*located, bound, period) if index is None else index
+
+
+def _ends(knots: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Left and right end of every bin in abscissa, ordinate and derivative, (6, dims, bins)."""
+    return torch.stack([side for column in knots for side in (column[:, :-1], column[:, 1:])])
 
 
 class _Lookup(torch.autograd.Function):

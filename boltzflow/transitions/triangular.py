@@ -1,5 +1,7 @@
 """A learned triangular affine map of some coordinates: linear correlations in one exact step."""
 
+from collections.abc import Mapping
+
 import torch
 
 from boltzflow._typing import Float64, Tensor
@@ -47,3 +49,13 @@ class TriangularAffine(Bijection):
         x = torch.linalg.solve_triangular(self._matrix(), centred, upper=False).T
         ratio = -self.log_diagonal.double().sum().expand(len(state))
         return state.replace(**{self.field: y.index_copy(1, self.index, x)}), ratio
+
+    def forward_with_score(
+        self, state: State, run: Run, score: Mapping[str, Tensor]
+    ) -> tuple[State, Float64[Tensor, " batch"], dict[str, Tensor]]:
+        """As for every Bijection: L⁻ᵀ times the score."""
+        y, ratio = self.forward(state, run)
+        before = score[self.field]
+        with torch.no_grad():
+            moved = torch.linalg.solve_triangular(self._matrix().T, before[:, self.index].T, upper=True).T
+        return y, ratio, {**score, self.field: before.index_copy(1, self.index, moved)}
