@@ -17,7 +17,7 @@ from boltzflow.cli.app import app, command
 from boltzflow.cli.common import positive
 from boltzflow.cli.forecast import BUSY
 from boltzflow.errors import FormatError, UnsupportedForceError
-from boltzflow.forcefield.parity import ENERGY_LIMIT, FORCE_LIMIT, Deviation, Parity, parity
+from boltzflow.forcefield.parity import ENERGY_LIMIT, FORCE_LIMIT, SINGLE_LIMITS, Deviation, Parity, parity
 from boltzflow.forcefield.speed import Speed, speeds
 from boltzflow.preparation.build import minimise
 from boltzflow.preparation.checks import atom_name
@@ -125,6 +125,13 @@ def _lines(checked: _Checked, found: Parity, measured: tuple[Speed, ...], load: 
     for label, deviation in (("all", found.total), ("all, float32", found.single)):
         if deviation is not None:
             lines.append(f"  {label:<47}{_numbers(deviation, checked, limited=label == 'all')}")
+    if any(force.deviation is not None and force.deviation.platform == "CPU" for force in found.forces):
+        lines += [
+            "",
+            "  OpenMM's Reference platform misses pairs of atoms in this triclinic box: forces with a cutoff are compared",
+            "  with its CPU platform, in single precision and without clashes "
+            f"(limits {SINGLE_LIMITS[0]:g} and {SINGLE_LIMITS[1]:g})",
+        ]
     if found.pme_offset is not None:
         lines += [
             "",

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.forcefield.kernel import Kernel
 from boltzflow.forcefield.openmm_bridge import OpenMMPotential
+from boltzflow.forcefield.oracle import Platform, exact, platform_for
 from boltzflow.forcefield.pme_offset import pme_offset
 from boltzflow.forcefield.potential import ForceField
 from boltzflow.forcefield.registry import IGNORED, from_openmm
@@ -24,6 +25,9 @@ ENERGY_LIMIT = 1e-6
 FORCE_LIMIT = 1e-5
 """Largest max_i |ΔF_i|/(1 + rms |F|) in float64, F in kJ/mol/nm."""
 
+SINGLE_LIMITS = (1e-4, 1e-2)
+"""Likewise, where OpenMM's CPU platform is compared with, which computes in single precision."""
+
 DISPLACEMENTS = (0.002, 0.01, 0.05)
 """nm, in each Cartesian direction, of the perturbed structures."""
 
@@ -32,9 +36,6 @@ DISTANCES = (0.05, 0.02, 0.005, 0.002)
 
 _CHUNK = 4_000_000
 """Squared distances at once, for each of which eager torch keeps some tens of numbers."""
-
-_EWALD_TOLERANCE, _PME_TOLERANCE = 1e-9, 1e-7
-"""Of the sums that PME is compared with; a finer mesh does not fit into memory."""
 
 Backend = Literal["compiled", "eager", "bridge", "none"]
 
@@ -54,7 +55,7 @@ class Geometries:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far energies and forces are from those of the Reference platform, at worst.
+    """How far energies and forces are from those of OpenMM, at worst.
 
     Args:
         energy: largest |ΔU|/max(1, |U|); infinite where one is finite and the other is not.
@@ -62,6 +63,7 @@ class Deviation:
         energy_at: kind of the structure with the largest deviation of the energy; "" where there is none.
         force_at: kind of the structure with the largest deviation of the force, likewise.
         atom: the atom with that force; None where there is no deviation.
+        platform: of OpenMM.
     """
 
     energy: float
@@ -69,11 +71,13 @@ class Deviation:
     energy_at: str = ""
     force_at: str = ""
     atom: int | None = None
+    platform: Platform = "Reference"
 
     @property
     def passed(self) -> bool:
-        """Whether both are within the limits for float64."""
-        return self.energy < ENERGY_LIMIT and self.force < FORCE_LIMIT
+        """Whether both are within the limits, those of the platform's precision."""
+        energy, force = (ENERGY_LIMIT, FORCE_LIMIT) if self.platform == "Reference" else SINGLE_LIMITS
+        return self.energy < energy and self.force < force
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,8 @@ def parity(
     Every force is converted and evaluated alone, so that a large one cannot hide the error of another, by the compiled
     kernel and by eager torch, and then all together. PME is compared with OpenMM's Ewald sum at a tight tolerance (in a
     triclinic box, which OpenMM's Ewald sum does not take, with its PME at a tight one), and its own error is reported.
+    In triclinic boxes in which the Reference platform misses pairs, forces with a cutoff are compared with the CPU
+    platform, in single precision and without clashes.
 
     Args:
         system: the ``openmm.System``.
@@ -203,6 +209,9 @@ def parity(
             f"{int((~positions.isfinite()).any(-1).sum())} atoms that are not finite"
         )
     at = geometries(positions, frames=frames, seed=seed)
+    platform = platform_for(system, at.positions)
+    if platform == "CPU":
+        at = _mild(at)
     rows, converted, reference = [], [], _zero(at)
     for index, force in enumerate(system.getForces()):
         row = {"index": index, "group": force.getForceGroup(), "kind": type(force).__name__, "name": force.getName()}
@@ -217,9 +226,10 @@ def parity(
             reason = " ".join(str(error).split()).removeprefix(f"{row['kind']} (force 0, group {row['group']})")
             rows.append((row, "bridge", None, reason.removeprefix(":").strip()))
             continue
-        expected = OpenMMPotential(_tight(alone), platform="Reference").energy_and_force(at.positions)
+        own = platform if hasattr(force, "getCutoffDistance") else "Reference"
+        expected = OpenMMPotential(exact(alone), platform=own).energy_and_force(at.positions)
         reference = reference[0] + expected[0], reference[1] + expected[1]
-        rows.append((row, "eager", _both(term.compiled(), expected, at), ""))
+        rows.append((row, "eager", replace(_both(term.compiled(), expected, at), platform=own), ""))
         converted.append(index)
     known = all(backend != "bridge" for _, backend, *_ in rows)
     whole = from_openmm(_only(system, converted)) if converted else None
@@ -231,15 +241,24 @@ def parity(
     total = single = None
     if known and whole is not None:
         total = _both(whole.compiled() if potential is None else potential, reference, at)
-        mild = torch.tensor([not kind.startswith("clash") for kind in at.kinds])
+        total = replace(total, platform=platform)
+        mild = _mild(at)
+        gentle = torch.tensor([kind in mild.kinds for kind in at.kinds])
         single = _deviation(
-            _evaluate(whole.to(torch.float32).compiled(), at.positions[mild]),
-            (reference[0][mild], reference[1][mild]),
-            tuple(kind for kind in at.kinds if not kind.startswith("clash")),
+            _evaluate(whole.to(torch.float32).compiled(), mild.positions),
+            (reference[0][gentle], reference[1][gentle]),
+            mild.kinds,
         )
     kinds = {kind: at.kinds.count(kind) for kind in dict.fromkeys(at.kinds)}
     meshes = any(_has_mesh(system.getForce(index)) for index in converted)
-    return Parity(forces, total, single, kinds, pme_offset(system, at.positions[:1]).item() if meshes else None)
+    offset = pme_offset(system, at.positions[:1], platform=platform).item() if meshes else None
+    return Parity(forces, total, single, kinds, offset)
+
+
+def _mild(at: Geometries) -> Geometries:
+    """Return the structures without clashes, which overflow in single precision."""
+    kept = [row for row, kind in enumerate(at.kinds) if not kind.startswith("clash")]
+    return Geometries(at.positions[kept], tuple(at.kinds[row] for row in kept))
 
 
 def _zero(at: Geometries) -> tuple[Tensor, Tensor]:
@@ -257,17 +276,6 @@ def _only(system: Any, indices: list[int]) -> Any:
 
 def _has_mesh(force: Any) -> bool:
     return type(force).__name__ == "NonbondedForce" and force.getNonbondedMethod() == force.PME
-
-
-def _tight(system: Any) -> Any:
-    """Return the System with sums over waves that are as exact as OpenMM takes them."""
-    vectors = torch.tensor([tuple(vector._value) for vector in system.getDefaultPeriodicBoxVectors()])
-    oblique = bool((vectors.tril(-1) != 0).any())
-    for force in system.getForces():
-        if type(force).__name__ == "NonbondedForce" and force.getNonbondedMethod() in (force.PME, force.Ewald):
-            force.setNonbondedMethod(force.PME if oblique else force.Ewald)
-            force.setEwaldErrorTolerance(_PME_TOLERANCE if oblique else _EWALD_TOLERANCE)
-    return system
 
 
 def _in_kernel(forcefield: ForceField, indices: list[int]) -> set[int]:

@@ -162,3 +162,34 @@ def test_speeds_of_every_backend(shipped, minimised, monkeypatch):
         assert best["compiled"] > best["eager"]
     bridged = speeds(with_force(shipped, openmm.RMSDForce(minimised.numpy())), minimised, batches=(1,))
     assert {speed.backend.split()[0] for speed in bridged} == {"OpenMM"}
+
+
+@pytest.mark.parametrize(("cutoff", "platform"), [(0.3, "Reference"), (0.6, "CPU")])
+def test_a_triclinic_box_in_which_the_reference_platform_misses_pairs(converters, cutoff, platform):
+    """There the CPU platform is the oracle; what is right passes, and a wrong parameter is found all the same."""
+    rng = torch.Generator().manual_seed(5)
+    system, force = openmm.System(), openmm.CustomNonbondedForce("a1*a2*exp(-2*r)")
+    force.addPerParticleParameter("a")
+    for k in range(60):
+        system.addParticle(1.0)
+        force.addParticle([1.0 + 0.01 * k])
+    force.setNonbondedMethod(force.CutoffPeriodic)
+    force.setCutoffDistance(cutoff)
+    system.addForce(force)
+    box = 2 * torch.tensor([[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0.5**0.5]], dtype=torch.float64)
+    system.setDefaultPeriodicBoxVectors(*box.tolist())
+    x = torch.rand(60, 3, generator=rng, dtype=torch.float64) @ box
+    found = parity(system, x, frames=1)
+    assert found.forces[0].deviation.platform == found.total.platform == platform
+    assert found.passed
+    assert any(kind.startswith("clash") for kind in found.kinds) == (platform == "Reference")
+    right = converters["CustomNonbondedForce"]
+
+    def wrong(force, system, dtype):
+        term = right(force, system, dtype)
+        if len(term.parameter_values.T):  # not the force that counts pairs
+            term.parameter_values[7] *= 1.5
+        return term
+
+    converters["CustomNonbondedForce"] = wrong
+    assert not parity(system, x, frames=1).passed
