@@ -389,7 +389,8 @@ class System(SystemFolder):
         `boltzflow.forcefield.lambda_schedule`.
 
         Raises:
-            FormatError: If its energies are not those that `system.yaml` records.
+            FormatError: If the System and the topology have different numbers of atoms, or its energies are not those
+                that `system.yaml` records.
             UnsupportedForceError: If the System holds a force that the torch back-end does not know.
         """
         potential = self._forcefield
@@ -431,6 +432,11 @@ class System(SystemFolder):
         return potential
 
     def _verify(self, potential: ForceField) -> None:
+        if potential.n_atoms != self.n_atoms:
+            raise FormatError(
+                f"{self.folder}: {self.definition.system} has {potential.n_atoms} particles, but "
+                f"{self.definition.topology} has {self.n_atoms} atoms; give matching files."
+            )
         recorded = torch.tensor(self.definition.energies, dtype=torch.float64)
         if not len(recorded):
             return

@@ -159,6 +159,17 @@ def test_another_system_has_another_fingerprint_and_other_energies(copy, alanine
         changed.potential  # noqa: B018
 
 
+def test_system_and_topology_of_different_size_are_named(copy):
+    path = copy / "topology.pdb"
+    lines = path.read_text().splitlines(keepends=True)
+    last = max(k for k, line in enumerate(lines) if line.startswith(("ATOM", "HETATM")))
+    path.write_text("".join(lines[:last] + lines[last + 1 :]))
+    with pytest.raises(
+        FormatError, match=r"system\.xml has 22 particles, but topology\.pdb has 21 atoms; give matching"
+    ):
+        load_system(copy).potential  # noqa: B018
+
+
 def test_damaged_cache_is_made_anew(alanine, monkeypatch, tmp_path):
     monkeypatch.setenv("BOLTZFLOW_CACHE_DIR", str(tmp_path))
     expected = load_system("alanine_dipeptide").potential(alanine.positions[None])

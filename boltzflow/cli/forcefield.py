@@ -128,8 +128,8 @@ def _lines(checked: _Checked, found: Parity, measured: tuple[Speed, ...], load: 
     if any(force.deviation is not None and force.deviation.platform == "CPU" for force in found.forces):
         lines += [
             "",
-            "  OpenMM's Reference platform misses pairs of atoms in this triclinic box: forces with a cutoff are compared",
-            "  with its CPU platform, in single precision and without clashes "
+            "  OpenMM's Reference platform misses pairs of atoms in this triclinic box: forces with a cutoff are",
+            "  compared with its CPU platform, in single precision and without clashes "
             f"(limits {SINGLE_LIMITS[0]:g} and {SINGLE_LIMITS[1]:g})",
         ]
     if found.pme_offset is not None:
