@@ -115,7 +115,7 @@ def test_an_unknown_force_is_shown_and_does_not_fail(files):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["alanine"], "did you mean 'alanine_dipeptide'"),
+        (["alanine_dipeptid"], "did you mean 'alanine_dipeptide'"),
         (["alanine_dipeptide", "--frames", "0"], "--frames: expected a number >= 1"),
         (["alanine_dipeptide", "--pdb", "x.pdb"], "is for a serialised System"),
         (["{}/none.xml", "--pdb", "{}/mine.pdb"], "none.xml: no such file"),

@@ -101,8 +101,8 @@ UNREADABLE = {"amber99Test.xml": "coulomb14scale"}
 
 def _case(files: tuple[str, ...], name: str, method: str) -> object:
     label = f"{'+'.join(files).replace('.xml', '')}-{name}-{method}".replace(" ", "_")
-    # To match the patches of its residues takes OpenMM 20 s; test_charmm.py has a System that is stored.
-    slow = "charmm36_2024.xml" in files and name != "lipid"
+    # To match the patches of CHARMM's residues takes OpenMM up to 20 s; test_charmm.py has Systems that are stored.
+    slow = ("charmm36_2024.xml" in files and name != "lipid") or files == ("charmm36.xml", "implicit/obc2.xml")
     return pytest.param(files, name, method, id=label, marks=[pytest.mark.slow] if slow else [])
 
 
