@@ -98,6 +98,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "GaussianMixture": (),
     "GeneratorTarget": (),
     "Harmonic": (),
+    "ImageDensity": (),
     "LennardJonesCluster": ("koehler2020",),
     "ManyWell": ("midgley2023",),
     "MeanFreeGaussian": ("koehler2020",),

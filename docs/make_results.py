@@ -370,7 +370,73 @@ def annealed() -> str:
     return table((*head, "command or source"), rows)
 
 
+def snf_blocks() -> str:
+    """Every stochastic block against the exact values of the double well."""
+    found = load("snf_blocks")
+    if found is None:
+        return MISSING
+    r = found["results"]
+    rows = [("exact, by quadrature", f"{r['exact log Z1/Z0']:.4f}", f"{r['exact P(left)']:.4f}", "", "", "")]
+    for name, row in r["blocks"].items():
+        published = row["published log Z1/Z0, ess fraction, P(left)"]
+        rows.append(
+            (
+                name.replace("_", " "),
+                f"{pm(*row['log Z1/Z0'], 4)} ({row['log Z1/Z0, standard errors off']:+.1f})",
+                f"{pm(*row['P(left)'], 4)} ({row['P(left), standard errors off']:+.1f})",
+                f"{row['ess fraction']:.3f}",
+                f"{row['forces per path']:.0f}",
+                "" if published is None else f"{published[0]:.4f}, {published[2]:.4f}, {published[1]:.3f}",
+            )
+        )
+    off = "(standard errors off)"
+    return table(
+        (
+            f"block, n = {number(r['n'])}",
+            f"log Z₁/Z₀ {off}",
+            f"P(left) {off}",
+            "ESS",
+            "forces per path",
+            "another implementation: log Z₁/Z₀, P(left), ESS",
+        ),
+        rows,
+    )
+
+
+def snf_double_well() -> str:
+    """Error of the free-energy profile of the double well beside the published ones."""
+    found = load("snf_double_well")
+    if found is None:
+        return MISSING
+    r = found["results"]
+
+    def spread(value: list) -> str:
+        return f"{value[0]:.2f}" if value[1] is None else pm(*value, 2)
+
+    floor = f"{r['floor, exact samples']['error']:.2f}"
+    rows = [("exact samples (floor)", "", floor, floor, "100 %", "", "")]
+    for name, model in r["models"].items():
+        published = model["published"]
+        rows.append(
+            (
+                name,
+                str(len(model["runs"])),
+                spread(model["error"]),
+                f"**{spread(model['error reweighted'])}**",
+                f"{100 * model['ess fraction'][0]:.0f} %",
+                pm(*published["error"], 2),
+                pm(*published["error reweighted"], 2),
+            )
+        )
+    head = ("model", "retrainings", "error", "error, reweighted", "ESS", "published error", "published, reweighted")
+    return table(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "snf_blocks": snf_blocks,
+    "from snf_blocks": lambda: provenance("snf_blocks", "python benchmarks/snf_blocks.py"),
+    "snf_double_well": snf_double_well,
+    "from snf_double_well": lambda: provenance("snf_double_well", "python benchmarks/snf_double_well.py"),
     "quality": quality,
     "energy_only": energy_only,
     "speed": speed,

@@ -12,6 +12,7 @@ from boltzflow.targets.bases import (
 )
 from boltzflow.targets.funnel import Funnel
 from boltzflow.targets.harmonic import Harmonic, harmonic_pair
+from boltzflow.targets.image import ImageDensity
 from boltzflow.targets.mixture import GaussianMixture, gmm9, gmm25, gmm40
 from boltzflow.targets.molecule import MoleculeTarget
 from boltzflow.targets.particles import DoubleWellCluster, LennardJonesCluster, PairTarget
@@ -30,6 +31,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "Harmonic",
+    "ImageDensity",
     "LennardJonesCluster",
     "ManyWell",
     "MeanFreeGaussian",
