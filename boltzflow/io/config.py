@@ -118,6 +118,7 @@ class AnnealingConfig(_Section):
     control_variate: bool = Field(
         default=True, description="Weighted rows with a control variate; false = resampled rows."
     )
+    chi_squared: float = Field(0.0, ge=0, description="Weight of χ²(p‖q) beside the KL divergence, for rare states.")
     max_kl: float = Field(0.3, gt=0, description="transport: KL divergence per stage, in nats.")
     max_entropy_loss: float | None = Field(
         None, gt=0, description="transport: entropy lost per stage, in nats; None = no bound."

@@ -35,6 +35,13 @@ class BufferedKL(Objective, abc.ABC):
     drawn in proportion to w instead, and their likelihood is maximised: an estimate of the same gradient with the
     noise of a likelihood.
 
+    A rare state that the model holds too thin weighs next to nothing in the KL divergence, and the noise of all others
+    can wash it out. With `chi_squared` = c the divergence c χ²(p_k‖q) is added, whose gradient
+
+        −E_{q_k}[(w p_k/q − q/q_k) ∇log q]
+
+    sees it by what it spoils in the weights: χ² + 1 is the inverse of the sampling efficiency.
+
     Args:
         generator: What is trained; bijective.
         target: Whose energy gives the weights; kept out of the module tree.
@@ -44,11 +51,18 @@ class BufferedKL(Objective, abc.ABC):
         batch_size: Rows of the buffer per step.
         clip_fraction: Share of the rows whose weights are lowered to the largest of the others.
         control_variate: Whether to subtract q/q_k from w.
+        chi_squared: Weight of the divergence χ²(p_k‖q) beside the KL divergence; needs the control variate.
 
     Raises:
         TypeError: If the Generator is not bijective.
+        ValueError: If `chi_squared` is set without the control variate.
+
+    References:
+        Flow annealed importance sampling bootstrap (Midgley et al., 2023), eq. 3 with α = 2, for χ².
     """
 
+    max_present_weight = 50.0
+    """Largest p_k/q in the gradient of χ²."""
     max_ratio = 20.0
     """Largest q/q_k in the control variate, in units of the row's weight where that is above 1."""
 
@@ -63,14 +77,20 @@ class BufferedKL(Objective, abc.ABC):
         batch_size: int,
         clip_fraction: float = 1e-4,
         control_variate: bool = True,
+        chi_squared: float = 0.0,
     ) -> None:
         super().__init__(generator)
         if not generator.is_bijective:
             raise TypeError(f"{type(self).__name__}: needs a Generator of Bijections, whose density is known.")
+        if chi_squared and not control_variate:
+            raise ValueError(
+                f"{type(self).__name__}: chi_squared needs the control variate; set control_variate to true."
+            )
         self._target = (target,)
         self.n_stages, self.stage_steps = n_stages, stage_steps
         self.buffer_size, self.batch_size = buffer_size, batch_size
         self.clip_fraction, self.control_variate = clip_fraction, control_variate
+        self.chi_squared = chi_squared
         self._stage = -1
         self._start: dict[str, Any] = {}
         self._rows: State | None = None
@@ -98,10 +118,15 @@ class BufferedKL(Objective, abc.ABC):
             ratio = torch.zeros_like(coefficient)
             if bool(finite.any()):
                 ratio[finite] = (log_q.detach() - self._log_q[rows][finite]).exp()
-            weight = self._weight[rows]
-            coefficient = (weight - ratio.minimum(self.max_ratio * weight.clamp(min=1.0))) / self._density[rows]
+            coefficient = self._coefficient(self._weight[rows], ratio) / self._density[rows]
         loss = -(coefficient[finite] * log_q).mean() if bool(finite.any()) else log_q.mean()
         return loss, {**self._logged, "n_failed_data": (~finite).sum()}
+
+    def _coefficient(self, weight: Tensor, ratio: Tensor) -> Tensor:
+        """Of ∇log q, per row: w − q/q_k, and the share of χ² w (p_k/q) − q/q_k, with large ratios held back."""
+        held = ratio.minimum(self.max_ratio * weight.clamp(min=1.0))
+        present = (weight / ratio.clamp(min=1e-12)).clamp(max=self.max_present_weight)
+        return weight - held + self.chi_squared * (weight * present - held)
 
     def _fill(self, stage: int, step: Step) -> None:
         """Draw the buffer of a stage with the present parameters or, after a resume, with those of its start."""
@@ -122,7 +147,7 @@ class BufferedKL(Objective, abc.ABC):
         self._weight = self._weight / self._weight.mean()
         self._density = self._weight
         if self.control_variate:
-            excess = (self._weight - 1.0).abs() + 1e-12
+            excess = self._coefficient(self._weight, torch.ones_like(self._weight)).abs() + 1e-12
             self._density = 0.5 + 0.5 * excess / excess.mean()
         self._cumulative = self._density.cumsum(0) / self._density.sum()
         self._stage = stage

@@ -61,6 +61,7 @@ def _buffered(
         "batch_size": batch_size,
         "clip_fraction": config.clip_fraction,
         "control_variate": config.control_variate,
+        "chi_squared": config.chi_squared,
     }
     if config.method == "transport":
         bound = math.inf if config.max_entropy_loss is None else config.max_entropy_loss

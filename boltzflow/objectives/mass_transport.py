@@ -139,6 +139,7 @@ class MassTransport(BufferedKL):
         max_entropy_loss: Bound on the loss of entropy per stage, nats; inf = none.
         clip_fraction: Share of the rows whose weights are lowered to the largest of the others.
         control_variate: See `BufferedKL`.
+        chi_squared: See `BufferedKL`.
 
     Raises:
         TypeError: If the Generator is not bijective.
@@ -160,6 +161,7 @@ class MassTransport(BufferedKL):
         max_entropy_loss: float = math.inf,
         clip_fraction: float = 1e-4,
         control_variate: bool = True,
+        chi_squared: float = 0.0,
     ) -> None:
         super().__init__(
             generator,
@@ -170,6 +172,7 @@ class MassTransport(BufferedKL):
             batch_size=batch_size,
             clip_fraction=clip_fraction,
             control_variate=control_variate,
+            chi_squared=chi_squared,
         )
         self.max_kl, self.max_entropy_loss = max_kl, max_entropy_loss
 

@@ -44,6 +44,7 @@ class TemperatureLadder(BufferedKL):
         batch_size: Rows per step.
         clip_fraction: Share of the rows whose weights are lowered to the largest of the others.
         control_variate: See `BufferedKL`; the published method does without, and so has the likelihood's noise.
+        chi_squared: See `BufferedKL`.
 
     Raises:
         TypeError: If the Generator is not bijective.
@@ -64,6 +65,7 @@ class TemperatureLadder(BufferedKL):
         batch_size: int,
         clip_fraction: float = 1e-4,
         control_variate: bool = True,
+        chi_squared: float = 0.0,
     ) -> None:
         falls = all(a >= b for a, b in itertools.pairwise(temperatures))
         if not temperatures or not falls or temperatures[-1] != 1.0:
@@ -80,6 +82,7 @@ class TemperatureLadder(BufferedKL):
             batch_size=batch_size,
             clip_fraction=clip_fraction,
             control_variate=control_variate,
+            chi_squared=chi_squared,
         )
         self.temperatures = tuple(temperatures)
 

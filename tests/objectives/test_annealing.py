@@ -62,11 +62,41 @@ def test_a_buffer_gives_the_gradient_of_the_divergence_at_later_parameters_too(c
     assert ((found.mean(0) - expected).abs() < 4.5 * error + 2e-3).all(), (found.mean(0), expected, error)
 
 
+def test_chi_squared_adds_its_gradient_at_later_parameters_too():
+    found = []
+    for k in range(30):
+        generator = affine((0.2, -0.6), (1.6, 1.2))
+        ladder = TemperatureLadder(generator, target(), temperatures=[1.0, 1.0], chi_squared=0.5, **SIZES)
+        ladder(Step(make_rng(8, k)))  # draws the buffer
+        step = generator.transitions[0]
+        with torch.no_grad():
+            step.shift += torch.tensor([0.1, -0.1])
+            step.log_scale += torch.tensor([0.05, -0.1])
+        found.append(gradient_of(ladder, Step(make_rng(9, k), index=1))[0])
+    shift, log_scale = (p.detach().clone().requires_grad_() for p in (step.shift, step.log_scale))
+    scale = log_scale.exp()
+    kl = (log_scale + (STD**2 + (shift - MEAN) ** 2) / (2 * scale**2)).sum()
+    # ∫p²/q of two Gaussians, per coordinate
+    spread = 2 * scale**2 - STD**2
+    one = scale**2 / (STD * spread.sqrt()) * ((shift - MEAN) ** 2 / spread).exp()
+    expected = torch.cat(torch.autograd.grad(kl + 0.5 * one.prod(), [shift, log_scale]))
+    found = torch.stack(found)
+    error = found.std(0) / 30**0.5
+    assert ((found.mean(0) - expected).abs() < 4.5 * error + 5e-3).all(), (found.mean(0), expected, error)
+    with pytest.raises(ValueError, match="needs the control variate"):
+        TemperatureLadder(generator, target(), temperatures=[1.0], chi_squared=1.0, control_variate=False, **SIZES)
+
+
 def test_the_control_variate_has_no_noise_at_the_target_where_the_likelihood_has_its_own():
     own = nonlinear().as_target()
     for control_variate, size in ((True, 0.0), (False, 1e-2)):
         ladder = TemperatureLadder(
-            nonlinear(), own, temperatures=[1.0], control_variate=control_variate, **{**SIZES, "batch_size": 100}
+            nonlinear(),
+            own,
+            temperatures=[1.0],
+            control_variate=control_variate,
+            chi_squared=0.5 * control_variate,
+            **{**SIZES, "batch_size": 100},
         )
         gradient, logged = gradient_of(ladder, Step(make_rng(1)))
         assert logged["buffer_ess_fraction"].item() == pytest.approx(1.0)
