@@ -57,7 +57,9 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "population annealing": ("hukushima2003", "wang2015"),
     # objectives and training
     "AdamW": ("loshchilov2019",),
+    "AnnealedBootstrap": ("midgley2023",),
     "AnnealedTransport": ("arbel2021", "matthews2022"),
+    "ChiSquared": ("dieng2017", "midgley2023"),
     "Cooling": ("schopmans2025",),
     "CoverageLikelihood": ("midgley2023",),
     "MassTransport": ("klitzing2025",),

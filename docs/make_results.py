@@ -322,6 +322,16 @@ def end_to_end() -> str:
     return table(("per second", "weighted samples", "reverse-KL steps of 256 samples"), rows)
 
 
+def path_gradients() -> str:
+    """Cost of a reverse-KL step with path gradients, against the plain one."""
+    found = load("path_gradients")
+    if found is None:
+        return MISSING
+    r = found["results"]
+    rows = [(name, f"{r['milliseconds'][name]:.0f}", f"{ratio:.2f}×") for name, ratio in r["ratio"].items()]
+    return table((f"reverse-KL step of {r['batch']} samples", "milliseconds", "of the plain step"), rows)
+
+
 def difference() -> str:
     """The free energy of another force field, by three paths."""
     found = load("force_field_difference")
@@ -446,6 +456,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "forcefield_gpu": forcefield_gpu,
     "parallel_tempering": parallel_tempering,
     "end_to_end": end_to_end,
+    "path_gradients": path_gradients,
     "difference": difference,
     "annealed": annealed,
     "from alanine_dipeptide": lambda: provenance("alanine_dipeptide", "python benchmarks/alanine_dipeptide.py"),
@@ -457,6 +468,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "from parallel_tempering": lambda: provenance("parallel_tempering", "python benchmarks/parallel_tempering.py"),
     "from end_to_end": lambda: provenance("end_to_end", "python benchmarks/end_to_end.py"),
     "from annealed": lambda: provenance("smc", "python benchmarks/smc.py"),
+    "from path_gradients": lambda: provenance("path_gradients", "python benchmarks/path_gradients.py"),
     "from difference": lambda: provenance("force_field_difference", "python benchmarks/force_field_difference.py"),
 }
 

@@ -132,6 +132,17 @@ class AnnealingConfig(_Section):
         return tuple(named.get(self.method, []) + cold)
 
 
+class BootstrapConfig(_Section):
+    """Samples of p²/q by annealing from the flow, kept and replayed (FAB); see boltzflow.objectives."""
+
+    weight: float = Field(0.0, ge=0, description="Weight of the term.")
+    levels: int = Field(8, ge=1, description="HMC steps from q to p²/q.")
+    leapfrog: int = Field(4, ge=1, description="Leapfrog steps of each; every one costs an energy with force.")
+    step_size: float = Field(0.1, gt=0, description="Leapfrog step at first, in the flow's coordinates; adapted.")
+    updates: int = Field(8, ge=1, description="Optimisation steps per annealed batch of reverse_batch_size samples.")
+    buffer_batches: int = Field(64, ge=1, description="Batches that are kept for replay.")
+
+
 class ObjectiveConfig(_Section):
     """What is minimised: a weighted sum of the terms whose weight is not 0."""
 
@@ -151,6 +162,8 @@ class ObjectiveConfig(_Section):
     self_reverse_kl: float = Field(0.0, ge=0, description="Weight of KL(q‖p) from the model's own weighted samples.")
     path_forward_kl: float = Field(0.0, ge=0, description="The same as self_forward_kl, by path gradients.")
     path_reverse_kl: float = Field(0.0, ge=0, description="The same as self_reverse_kl, by path gradients.")
+    chi_squared: float = Field(0.0, ge=0, description="Weight of log(1 + χ²(p‖q)) from the model's own samples.")
+    bootstrap: BootstrapConfig = BootstrapConfig()
     annealing: AnnealingConfig = AnnealingConfig()
     data: str | None = Field(None, description="Ensemble file with training frames; None = what ships with the system.")
 
@@ -165,6 +178,8 @@ class ObjectiveConfig(_Section):
             "SelfWeightedKL": self.self_forward_kl + self.self_reverse_kl,
             "log-variance loss": self.self_reverse_kl,
             "PathKL": self.path_forward_kl + self.path_reverse_kl,
+            "ChiSquared": self.chi_squared,
+            "AnnealedBootstrap": self.bootstrap.weight,
         }
         return (*(name for name, weight in weights.items() if weight > 0), *self.annealing.methods)
 

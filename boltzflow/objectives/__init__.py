@@ -1,8 +1,10 @@
 """Objectives: loss modules over (generator, target or data). Whatever they got wrong, the weights correct."""
 
+from boltzflow.objectives.annealed_bootstrap import AnnealedBootstrap
 from boltzflow.objectives.annealed_transport import AnnealedTransport
 from boltzflow.objectives.buffered import BufferedKL
 from boltzflow.objectives.build import build_objective
+from boltzflow.objectives.chi_squared import ChiSquared
 from boltzflow.objectives.cooling import Cooling
 from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.decisions import decision_term
@@ -12,14 +14,17 @@ from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective, Step
 from boltzflow.objectives.path_kl import PathKL
 from boltzflow.objectives.path_likelihood import PathLikelihood
+from boltzflow.objectives.replay import ReplayBuffer
 from boltzflow.objectives.reverse_kl import ReverseKL, compress_energy
 from boltzflow.objectives.self_weighted import SelfWeightedKL
 from boltzflow.objectives.sequence import Sequence
 from boltzflow.objectives.temperature_ladder import TemperatureLadder, geometric_ladder
 
 __all__ = [
+    "AnnealedBootstrap",
     "AnnealedTransport",
     "BufferedKL",
+    "ChiSquared",
     "ConstrainedStep",
     "Cooling",
     "CoverageLikelihood",
@@ -29,6 +34,7 @@ __all__ = [
     "Objective",
     "PathKL",
     "PathLikelihood",
+    "ReplayBuffer",
     "ReverseKL",
     "SelfWeightedKL",
     "Sequence",

@@ -3,7 +3,9 @@
 import math
 
 from boltzflow.generators.generator import Generator
-from boltzflow.io.config import AnnealingConfig, ObjectiveConfig
+from boltzflow.io.config import AnnealingConfig, BootstrapConfig, ObjectiveConfig
+from boltzflow.objectives.annealed_bootstrap import AnnealedBootstrap
+from boltzflow.objectives.chi_squared import ChiSquared
 from boltzflow.objectives.cooling import Cooling
 from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.likelihood import MaximumLikelihood
@@ -34,11 +36,16 @@ def build_objective(
         batch_size: Rows of a buffer per step, for an annealing that has one.
 
     Raises:
-        ValueError: If no term has a weight above 0.
+        ValueError: If no term has a weight above 0, or a buffer for one temperature is combined with annealing.
     """
     annealing = config.annealing
     if annealing.method == "none":
         return _terms(generator, target, config)
+    if config.bootstrap.weight > 0:
+        raise ValueError(
+            "objective: bootstrap replays weights for one temperature, and annealing changes it; set bootstrap.weight "
+            "to 0 or annealing.method to none."
+        )
     # at its own temperature a tempered target is the target
     terms = _terms(generator, Tempered(target), config)
     buffered = _buffered(generator, target, annealing, batch_size)
@@ -104,9 +111,25 @@ def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Obj
             energy_base=config.energy_base,
         )
         terms.append((1.0, path))
+    if config.chi_squared > 0:
+        terms.append((config.chi_squared, ChiSquared(generator, target)))
+    if config.bootstrap.weight > 0:
+        terms.append((config.bootstrap.weight, _bootstrap(generator, target, config.bootstrap)))
     if not terms:
         raise ValueError(
             "objective: every weight is 0; set objective.likelihood, coverage, reverse_kl, self_forward_kl, "
-            "self_reverse_kl, path_forward_kl or path_reverse_kl above 0."
+            "self_reverse_kl, path_forward_kl, path_reverse_kl, chi_squared or bootstrap.weight above 0."
         )
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Mixture(terms)
+
+
+def _bootstrap(generator: Generator, target: Target, config: BootstrapConfig) -> AnnealedBootstrap:
+    return AnnealedBootstrap(
+        generator,
+        target,
+        n_levels=config.levels,
+        n_leapfrog=config.leapfrog,
+        step_size=config.step_size,
+        updates=config.updates,
+        buffer_batches=config.buffer_batches,
+    )
