@@ -76,8 +76,8 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     # simulation
     "LearnedMove": ("hastings1970", "noe2019", "gabrie2022"),
     "ParallelTempering": ("hukushima1996",),
-    "PathExchange": ("hukushima1996",),
-    "ReplicaExchange": ("hukushima1996",),
+    "PathExchange": ("hukushima1996", "fukunishi2002"),
+    "ReplicaExchange": ("hukushima1996", "fukunishi2002"),
     "molecular_dynamics": ("zhang2019",),
     "step size adaptation": ("robbins1951",),
     # estimates

@@ -42,6 +42,9 @@ def init(
     restraint_radius: Annotated[
         float | None, typer.Option(help="Several molecules: free distance, nm. [default: 1.5, or 0.5 more than now]")
     ] = None,
+    alchemical: Annotated[
+        str | None, typer.Option(metavar="SELECTION", help="MDTraj selection of atoms that NAME@lambda=... switches.")
+    ] = None,
 ) -> None:
     """Make a system folder from exactly one of --pdb, --prmtop, --psf, --system and --sequence."""
     from boltzflow.preparation import prepare
@@ -63,6 +66,7 @@ def init(
         ph=ph,
         remove_solvent=remove_solvent,
         restraint_radius=restraint_radius,
+        alchemical=alchemical,
     )
     typer.echo(_summary(name, made))
 
@@ -87,6 +91,7 @@ def _summary(folder: Path, system: System) -> str:
         f"  temperature  {system.temperature:g} K",
         f"  forces       {', '.join(name if n == 1 else f'{n} {name}' for name, n in forces.items())}",
         f"  back-end     {where}",
+        *([f"  alchemical   {len(system.alchemical_atoms)} atoms"] if system.alchemical_atoms else []),
         "next:",
         *(f"  {line}" for line in next_commands(system, folder)),
     ]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from boltzflow.errors import FormatError, UnsupportedForceError
+from boltzflow.io.alchemical import select_atoms
 from boltzflow.io.provenance import package_versions
 from boltzflow.preparation.build import add_bonds, add_hydrogens, build_system, minimise, restrain
 from boltzflow.preparation.checks import (
@@ -70,6 +71,7 @@ def prepare(
     ph: float = 7.0,
     remove_solvent: bool = False,
     restraint_radius: float | None = None,
+    alchemical: str | None = None,
 ) -> System:
     """Make a system folder from exactly one description of a molecule.
 
@@ -96,6 +98,8 @@ def prepare(
         remove_solvent: Take out waters and free ions.
         restraint_radius: Distance up to which the restraint between molecules is zero, nm; by default 1.5 nm, or 0.5 nm
             more than the minimised structure has, whichever is larger.
+        alchemical: Atoms whose interactions with the rest λ switches, a selection in MDTraj's language such as
+            "resname LIG"; the system is then loaded at a λ as ``FOLDER@lambda=0.5``.
 
     Returns:
         The system, as `load_system` gives it.
@@ -104,7 +108,8 @@ def prepare(
         FormatError: If an input is damaged, contradictory or incomplete; the message names the remedy.
         FileExistsError: If the folder holds something.
         UnknownNameError: If there is no such force field or implicit solvent.
-        UnsupportedForceError: If the System is periodic, or has constraints or virtual sites, or much water.
+        UnsupportedForceError: If the System is periodic, or has constraints or virtual sites, or much water; if λ is
+            not defined for its forces.
         UnitError: If the temperature is not believable.
 
     Example:
@@ -152,7 +157,15 @@ def prepare(
     _minimise(source)
     restrain(source, radius=restraint_radius)
     with new_folder(folder) as temporary:
-        _write(temporary, folder, source, kelvin, forcefield=files, command=_command(folder, arguments))
+        _write(
+            temporary,
+            folder,
+            source,
+            kelvin,
+            forcefield=files,
+            alchemical=alchemical,
+            command=_command(folder, arguments),
+        )
     return load_system(folder)
 
 
@@ -236,7 +249,14 @@ def _minimise(source: Source) -> None:
 
 
 def _write(
-    temporary: Path, folder: Path, source: Source, kelvin: float, *, forcefield: Sequence[str], command: str
+    temporary: Path,
+    folder: Path,
+    source: Source,
+    kelvin: float,
+    *,
+    forcefield: Sequence[str],
+    alchemical: str | None,
+    command: str,
 ) -> None:
     """Write everything, and read it back before it counts."""
     import mdtraj
@@ -256,8 +276,13 @@ def _write(
         # without folders of this machine; what ships with OpenMM keeps its name, which may have one
         "forcefield": [Path(name).name if Path(name).is_file() else str(name) for name in forcefield],
     }
+    if alchemical is not None:
+        select_atoms(structure.topology, alchemical, where="alchemical")
+        definition["alchemical"] = {"atoms": alchemical}
     write_definition(temporary / "system.yaml", definition, energies=energies, comment=comment)
     written = load_system(temporary)
+    if alchemical is not None:
+        written.at_lambda(0.5).potential  # noqa: B018 - λ is defined for all forces
     try:
         written.potential  # noqa: B018 - compares the torch energies with the recorded ones
     except UnsupportedForceError as error:

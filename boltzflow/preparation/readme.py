@@ -44,6 +44,9 @@ def next_commands(system: System, folder: Path) -> list[str]:
         commands.append(f"boltzflow sample {run} -n 20000 -o ensemble.h5")
     else:
         commands.append(f"boltzflow simulate {shlex.quote(str(recipe))} -o ensemble.h5")
+    if system.alchemical_atoms:
+        ends = [shlex.quote(f"{folder}@lambda={lam}") for lam in (1, 0)]
+        commands.append(f"boltzflow free-energy --from {ends[0]} --to {ends[1]}")
     return [*commands, "boltzflow report ensemble.h5 -o report.html"]
 
 
@@ -70,6 +73,11 @@ def readme_text(system: System, source: Source, *, folder: Path, command: str, v
         "net charge": f"{net_charge(source.system):+g} e",
         "forces": ", ".join(name if n == 1 else f"{n} {name}" for name, n in forces.items()),
     }
+    if system.alchemical_atoms:
+        rows["alchemical atoms"] = (
+            f"{len(system.alchemical_atoms)}, `{system.definition.alchemical.atoms}`; λ from 1 to 0 switches off their "
+            f"interactions with the rest, `{folder}@lambda=0.5`"
+        )
     if counts:
         rows["water and ions"] = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
     files = [f"| `{path.name}` | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |" for path in source.files]

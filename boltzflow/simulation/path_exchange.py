@@ -22,11 +22,11 @@ class _RowTarget:
 
     def __init__(self, targets: Sequence[Target], factors: Tensor, rungs: Tensor) -> None:
         self.targets, self.factors, self.rungs = targets, factors, rungs
+        self._rows = [(k, (rungs == k).nonzero()[:, 0]) for k in rungs.unique().tolist()]
         self.name, self.fields = targets[0].name, targets[0].fields
 
     def _parts(self, state: State) -> list[tuple[int, Tensor, State]]:
-        rows = [(k, (self.rungs == k).nonzero()[:, 0]) for k in self.rungs.unique().tolist()]
-        return [(k, row, state.index(row)) for k, row in rows]
+        return [(k, row, state.index(row)) for k, row in self._rows]
 
     def reduced_energy(self, state: State, context: Context | None = None) -> Tensor:
         u = torch.zeros(len(state), dtype=torch.float64, device=state.device)
@@ -83,6 +83,9 @@ class PathExchange(ReplicaExchange):
         context: Passed on to the Targets.
         n_relax: Relaxation steps of the start.
         seed: Random by default, and kept.
+
+    References:
+        Fukunishi, Watanabe, Takada, J. Chem. Phys. 116, 9058 (2002).
     """
 
     def __init__(
