@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from boltzflow.ensemble import Ensemble
 from boltzflow.errors import CheckpointMismatchError, FormatError, NonFiniteEnergyError
 from boltzflow.generators.families import build_generator
 from boltzflow.generators.generator import Generator
+from boltzflow.generators.top_up import rows_to_keep
 from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from boltzflow.io.config import RunConfig, SimulationConfig
@@ -27,10 +29,11 @@ from boltzflow.run import Ledger, make_rng, new_seed
 from boltzflow.simulation import ChainResult, series_diagnostics
 from boltzflow.simulation.frames import Frames, chains_to_ensemble
 from boltzflow.simulation.settings import complete, molecule_tempering, n_sweeps, records
+from boltzflow.simulation.unfinished import Unfinished
 from boltzflow.state import State
 from boltzflow.systems import AnalyticSystem, SystemFolder, load_system
 from boltzflow.targets.target import Target
-from boltzflow.training import Trainer, TrainingState
+from boltzflow.training import Trainer, TrainingState, local_device, processes, started_processes
 
 __all__ = ["path_log_weights", "sample_to_file", "simulate", "train", "training_data"]
 
@@ -44,35 +47,88 @@ SAVE_SIMULATION_EVERY = 300.0
 
 
 def simulate(
-    system: SystemFolder, settings: SimulationConfig, *, path: str | Path | None = None, progress: bool | None = None
+    system: SystemFolder,
+    settings: SimulationConfig,
+    *,
+    path: str | Path | None = None,
+    progress: bool | None = None,
+    resume: bool = False,
+    save_every: float = SAVE_SIMULATION_EVERY,
 ) -> Ensemble:
     """Make a reference ensemble by parallel tempering or molecular dynamics.
 
     Args:
         system: What is simulated.
         settings: What is None follows from the size of the system, see `boltzflow.simulation.settings.complete`.
-        path: HDF5 file; written at the end, and by parallel tempering every five minutes, each time complete. None =
-            not written.
+        path: HDF5 file; written at the end, and by parallel tempering now and then, each time complete. Until the end
+            there is a file PATH.unfinished beside it, which a killed simulation goes on from. None = neither.
         progress: Whether to show a bar; by default only on a terminal.
+        resume: Go on with an unfinished simulation, if there is one.
+        save_every: Seconds between writes.
 
     Returns:
         The ensemble; after an interrupt it has the frames that were finished, and `provenance.interrupted` says so.
 
     Raises:
         KeyboardInterrupt: If it came before the first frame was finished.
+        FileExistsError: If there is an unfinished simulation and `resume` is False.
+        CheckpointMismatchError: If it, or the finished one, was made with other settings.
+        ValueError: In one of several processes.
     """
+    n_processes = started_processes().size
+    if n_processes > 1:
+        raise ValueError(
+            f"simulate: runs in one process, got {n_processes}. Start it without torchrun; several simulations with "
+            "seeds of their own can be joined by Ensemble.merge."
+        )
     settings = complete(settings, dimension=system.dimension)
-    if settings.seed is None:
-        settings = settings.model_copy(update={"seed": new_seed()})
+    unfinished = Unfinished(path, system, settings, every=save_every)
+    if resume:
+        saved = unfinished.read()
+        finished = None if saved is not None or path is None else _finished(path, system, settings)
+        if finished is not None:
+            return finished
+    elif unfinished.exists:
+        raise FileExistsError(f"{unfinished.path} is of a simulation that can go on: give --resume, or remove it.")
+    else:
+        saved = None
+    settings = settings.model_copy(update={"seed": unfinished.seed})
     show = sys.stderr.isatty() if progress is None else progress
     run = _dynamics if settings.method == "md" else _tempering
-    ensemble = run(system, settings, path, show=show)
+    ensemble = run(system, settings, path, unfinished, saved, show=show)
     if path is not None:
         ensemble.save(path)
+    if not ensemble.provenance.interrupted:
+        unfinished.remove()
     return ensemble
 
 
-def _dynamics(system: SystemFolder, settings: SimulationConfig, path: str | Path | None, *, show: bool) -> Ensemble:
+def _finished(path: str | Path, system: SystemFolder, settings: SimulationConfig) -> Ensemble | None:
+    """The ensemble in a file, if its simulation was finished."""
+    ensemble = Ensemble.load(path) if Path(path).exists() else None
+    if ensemble is None or ensemble.provenance.interrupted:
+        return None
+    mine = settings.model_dump(mode="json")
+    theirs = ensemble.provenance.extra.get("simulation", {}).get("settings", {})
+    changed = [k for k in mine if mine[k] != theirs.get(k) and not (k == "seed" and mine[k] is None)]
+    changed += ["system"] if ensemble.target != system.target.name else []
+    if changed:
+        raise CheckpointMismatchError(
+            f"{path}: holds a finished simulation with other settings ({', '.join(changed)}). Name another output."
+        )
+    logger.info("%s: finished already", path)
+    return ensemble
+
+
+def _dynamics(
+    system: SystemFolder,
+    settings: SimulationConfig,
+    path: str | Path | None,
+    unfinished: Unfinished,
+    saved: dict | None,
+    *,
+    show: bool,
+) -> Ensemble:
     # here, because it needs OpenMM
     from boltzflow.simulation.molecular_dynamics import molecular_dynamics
 
@@ -81,6 +137,11 @@ def _dynamics(system: SystemFolder, settings: SimulationConfig, path: str | Path
     n_frames = records(settings, dimension=system.dimension)
     steps = settings.chains * n_sweeps(settings, dimension=system.dimension)
     logger.info("simulating %s: molecular dynamics, %d frames of %d replicas", system.name, n_frames, settings.chains)
+
+    def keep(state: Callable[[], dict]) -> None:
+        if unfinished.is_due:
+            unfinished.write(state)
+
     with tqdm(total=steps, desc="simulate", unit="step", unit_scale=True, disable=not show) as bar:
         result = molecular_dynamics(
             system.openmm_system,
@@ -92,35 +153,58 @@ def _dynamics(system: SystemFolder, settings: SimulationConfig, path: str | Path
             n_equilibration=settings.burn_in,
             seed=settings.seed,
             on_steps=bar.update,
+            on_frame=keep,
+            saved=saved,
         )
+    diagnostics = result.diagnostics | {"settings": settings.model_dump(mode="json")}
+    result = replace(result, diagnostics=diagnostics, seconds=unfinished.seconds)
     return chains_to_ensemble(system, result, method="md", seed=settings.seed, wanted=n_frames * settings.chains)
 
 
-def _tempering(system: SystemFolder, settings: SimulationConfig, path: str | Path | None, *, show: bool) -> Ensemble:
+def _tempering(
+    system: SystemFolder,
+    settings: SimulationConfig,
+    path: str | Path | None,
+    unfinished: Unfinished,
+    saved: dict | None,
+    *,
+    show: bool,
+) -> Ensemble:
     simulation = molecule_tempering(system, settings, device=settings.device, seed=settings.seed)
     n_records = records(settings, dimension=system.dimension)
+    n_rungs = simulation.n_rungs if settings.keep == "all" else 1
     frames = Frames(system)
-    moves = {} if settings.moves is None else {"moves": {"source": settings.moves, "every": settings.moves_every}}
-    started = saved = time.monotonic()
+    if saved is not None:
+        simulation.load_state_dict(saved["simulation"])
+        frames.load_state_dict(saved["frames"])
+    extra = {"settings": settings.model_dump(mode="json")}
+    extra |= {} if settings.moves is None else {"moves": {"source": settings.moves, "every": settings.moves_every}}
 
     def assembled() -> Ensemble:
         energies = {"reduced_energy": frames.cold()}
         return frames.ensemble(
             method="pt",
             seed=settings.seed,
-            wanted=n_records * settings.chains * (simulation.n_rungs if settings.keep == "all" else 1),
-            diagnostics=simulation.diagnostics() | {"series": series_diagnostics(energies)} | moves,
+            wanted=n_records * settings.chains * n_rungs,
+            diagnostics=simulation.diagnostics() | {"series": series_diagnostics(energies)} | extra,
             ledger=simulation.ledger,
-            seconds=time.monotonic() - started,
+            seconds=unfinished.seconds,
             methods=simulation.methods,
         )
 
+    def write() -> None:
+        if unfinished.is_due:
+            if len(frames):
+                assembled().save(path)
+            unfinished.write(lambda: {"simulation": simulation.state_dict(), "frames": frames.state_dict()})
+
     def keep(part: ChainResult) -> None:
-        nonlocal saved
         frames.add(part)
-        if path is not None and time.monotonic() - saved > SAVE_SIMULATION_EVERY:
-            assembled().save(path)
-            saved = time.monotonic()
+        write()
+
+    def burnt() -> None:
+        bar.update()
+        write()
 
     logger.info(
         "simulating %s: parallel tempering, %d ladders of %d temperatures up to %.0f K, on %s",
@@ -130,18 +214,20 @@ def _tempering(system: SystemFolder, settings: SimulationConfig, path: str | Pat
         simulation.temperatures[-1],
         settings.device,
     )
-    sweeps = n_sweeps(settings, dimension=system.dimension)
-    with tqdm(total=sweeps, desc="simulate", unit="sweep", disable=not show) as bar:
-        simulation.burn_in(settings.burn_in, on_sweep=bar.update)
+    sweeps, n_left = n_sweeps(settings, dimension=system.dimension), n_records - frames.n_records
+    with tqdm(total=sweeps, initial=simulation.n_sweeps, desc="simulate", unit="sweep", disable=not show) as bar:
+        if simulation.needs_burn_in:
+            simulation.burn_in(settings.burn_in, on_sweep=burnt)
         try:
-            simulation.run(
-                n_records,
-                sweeps_per_record=settings.stride,
-                keep=settings.keep,
-                chunk=1,
-                on_chunk=keep,
-                on_sweep=bar.update,
-            )
+            if n_left:
+                simulation.run(
+                    n_left,
+                    sweeps_per_record=settings.stride,
+                    keep=settings.keep,
+                    chunk=1,
+                    on_chunk=keep,
+                    on_sweep=bar.update,
+                )
         except KeyboardInterrupt:
             if not len(frames):
                 raise
@@ -217,7 +303,8 @@ def train(
 ) -> Generator:
     """Train a Generator in a run folder: `run.json`, `checkpoint.pt`, `metrics.jsonl`.
 
-    Of the annealed families nothing is trained: a pilot finds the schedule, see `boltzflow.pilot`.
+    Of the annealed families nothing is trained: a pilot finds the schedule, see `boltzflow.pilot`. Under torchrun all
+    processes train, see `Trainer`, and the first one writes the files.
 
     Args:
         config: The run.
@@ -231,31 +318,34 @@ def train(
 
     Raises:
         FileExistsError: If the folder holds a run and `resume` is False.
-        CheckpointMismatchError: If the checkpoint belongs to another configuration or system.
+        CheckpointMismatchError: If the checkpoint belongs to another configuration or system, or to a number of
+            shards that these processes cannot share.
     """
-    folder = Path(folder)
+    folder, world = Path(folder), processes()
     if config.generator.is_piloted:
         if initial is not None:
             raise FormatError(
                 f"--initial {initial}: {config.generator.family} learns nothing that could go on from it."
             )
-        return pilot(config, folder, resume=resume)
+        generator = pilot(config, folder, resume=resume) if world.is_first else None
+        world.wait()
+        return generator or pilot(config, folder, resume=True)
     checkpoint_file = folder / "checkpoint.pt"
     if checkpoint_file.exists() and not resume:
         raise FileExistsError(f"{folder} holds a run already; continue it with --resume, or name another folder.")
     settings = config.training
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    dtype = getattr(torch, settings.dtype)
+    dtype, device = getattr(torch, settings.dtype), local_device(settings.device)
     system = load_system(config.system, dtype=dtype)
-    generator = build_generator(system, config.generator, dtype=dtype, device=settings.device)
-    target = system.target.to(settings.device)
+    generator = build_generator(system, config.generator, dtype=dtype, device=device)
+    target = system.target.to(device)
     objective = build_objective(generator, target, config.objective, batch_size=settings.batch_size)
     data, digest = None, None
     if objective.needs_data:
         ensemble = Ensemble.load(config.objective.data) if config.objective.data else system.reference()
         if ensemble is not None:
-            data = training_data(ensemble, system, dtype=dtype, device=settings.device)
+            data = training_data(ensemble, system, dtype=dtype, device=device)
             fields = (ensemble.samples[name] for name in sorted(system.target.fields))
             digest = hashlib.sha256(b"".join(values.tobytes() for values in fields)).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
@@ -264,7 +354,7 @@ def train(
     earlier = None if continues or initial is None else _earlier_stage(initial, system, config)
     if earlier is not None:
         earlier.load_into(generator)
-    trainer = Trainer(objective, settings, data=data, metrics=metrics)
+    trainer = Trainer(objective, settings, data=data, metrics=metrics, world=world)
     # what trained the model, as its cost, includes earlier stages and the making of the data
     methods = method_names(
         *config.methods,
@@ -283,10 +373,14 @@ def train(
         if digest is not None and digest not in trainer.data_digests:
             trainer.ledger.merge(Ledger.from_dict(ensemble.provenance.ledger))
             trainer.data_digests.append(digest)
-        with atomic_path(folder / "run.json") as temporary:
-            Path(temporary).write_text(config.model_dump_json(indent=2), encoding="utf-8")
-
-    _drop_lines_after(metrics, trainer.step)
+        if world.is_first:
+            with atomic_path(folder / "run.json") as temporary:
+                Path(temporary).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    parameters = b"".join(p.detach().cpu().numpy().tobytes() for p in trainer.parameters)
+    start = {"step": trainer.step, "data": digest, "parameters": hashlib.sha256(parameters).hexdigest()}
+    world.require_same("system, data and parameters", {"system": system.fingerprint, **start})
+    if world.is_first:
+        _drop_lines_after(metrics, trainer.step)
 
     def write(trainer: Trainer) -> None:
         save_checkpoint(
@@ -299,8 +393,10 @@ def train(
             methods=methods,
         )
 
-    logger.info("training %s on %s (%s), seed %d", system.name, settings.device, settings.dtype, trainer.seed)
+    shared = f", {trainer.n_shards} shards in {world.size} processes" if trainer.n_shards > 1 else ""
+    logger.info("training %s on %s (%s), seed %d%s", system.name, device, settings.dtype, trainer.seed, shared)
     trainer.run(on_checkpoint=write, progress=progress)
+    world.wait()
     load_checkpoint(checkpoint_file, system).load_into(generator)
     generator.trained_by = tuple(methods)
     return generator.eval()
@@ -364,44 +460,63 @@ def sample_to_file(
     seed: int | None = None,
     batch_size: int = 1000,
     extra: dict | None = None,
-) -> Ensemble:
+    resume: bool = False,
+    save_every: float = SAVE_EVERY,
+) -> Ensemble | None:
     """Sample shard by shard into a file; an interrupt or an error keeps the shards that are finished.
+
+    Under torchrun every process draws a shard in turn. Shards are keyed by (seed, index) and stand in the file in their
+    order, so that it is the same for any number of processes, however often it was interrupted.
 
     Args:
         generator: Draws the samples.
         target: What the weights are for.
-        path: HDF5 file; written every half minute and at the end, each time complete.
+        path: HDF5 file; written now and then and at the end, each time complete.
         n: Number of samples.
-        seed: Random by default; recorded.
+        seed: Random by default, or that of the file that is topped up; recorded.
         batch_size: Rows per shard.
         extra: Goes into the provenance.
+        resume: Top up a file that was written before; without one, start.
+        save_every: Seconds between writes.
 
     Returns:
-        The ensemble; `provenance.interrupted` says whether it has all n rows.
+        The ensemble; `provenance.interrupted` says whether it has all n rows. None on all processes but the first.
 
     Raises:
         KeyboardInterrupt: If it came before the first shard was finished.
         NonFiniteEnergyError: If the model failed in too many rows; the file is written nevertheless.
+        CheckpointMismatchError: If the file to be topped up was sampled in another way.
     """
-    seed = new_seed() if seed is None else seed
+    world = processes()
+    recorded = {**(extra or {}), "sampling": {"n": n, "batch_size": batch_size}}
     shards: list[Ensemble] = []
-    saved = time.monotonic()
-    interrupted = False
-    with tqdm(total=n, desc="sample", unit="", disable=not sys.stderr.isatty()) as bar:
+    if resume and world.is_first and Path(path).exists():
+        shards = [rows_to_keep(path, generator, seed=seed, recorded=recorded)]
+        seed = shards[0].provenance.seed
+    n_kept = world.agree(sum(map(len, shards)))
+    seed = world.agree(new_seed() if seed is None else seed)
+    first, saved, interrupted = -(-n_kept // batch_size), time.monotonic(), False
+    own = generator.sample_shards(n, target, seed, batch_size=batch_size, first=first + world.rank, every=world.size)
+    show = sys.stderr.isatty() and world.is_first
+    with tqdm(total=n, initial=n_kept, desc="sample", unit="", disable=not show) as bar:
         try:
-            for shard in generator.sample_shards(n, target, seed, batch_size=batch_size):
-                shards.append(shard)
-                bar.update(len(shard))
-                if time.monotonic() - saved > SAVE_EVERY:
-                    _save(shards, path, extra, interrupted=True)
+            # one round more than there are shards, in which every process sees the end of its own
+            for _ in range(first, -(-n // batch_size) + world.size, world.size):
+                found = [shard for shard in world.collect(next(own, None)) if shard is not None]
+                shards += found
+                bar.update(sum(map(len, found)))
+                if found and time.monotonic() - saved >= save_every:
+                    _save(shards, path, recorded, interrupted=True)
                     saved = time.monotonic()
         except BaseException as error:
             if shards:
-                _save(shards, path, extra, interrupted=True)
+                _save(shards, path, recorded, interrupted=True)
             if not shards or not isinstance(error, KeyboardInterrupt):
                 raise
             interrupted = True
-    ensemble = _save(shards, path, extra, interrupted=interrupted)
+    if not world.is_first:
+        return None
+    ensemble = _save(shards, path, recorded, interrupted=interrupted)
     failed = ensemble.provenance.n_failed / len(ensemble)
     if failed > MAX_FAILED_FRACTION:
         raise NonFiniteEnergyError(
@@ -411,10 +526,10 @@ def sample_to_file(
     return ensemble
 
 
-def _save(shards: list[Ensemble], path: Path, extra: dict | None, *, interrupted: bool) -> Ensemble:
+def _save(shards: list[Ensemble], path: str | Path, extra: dict, *, interrupted: bool) -> Ensemble:
     ensemble = Ensemble.merge(shards)
     ensemble.provenance = replace(
-        ensemble.provenance, interrupted=interrupted, extra={**ensemble.provenance.extra, **(extra or {})}
+        ensemble.provenance, interrupted=interrupted, extra={**ensemble.provenance.extra, **extra}
     )
     ensemble.save(path)
     return ensemble

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from boltzflow.errors import BoltzflowError
+from boltzflow.training import started_processes
 
 __all__ = ["app", "main"]
 
@@ -45,7 +46,8 @@ def command(name: str, *, of: typer.Typer = app) -> Callable[[Callable], Callabl
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(0) from None
             except (BoltzflowError, ValueError, TypeError, OSError) as error:
-                if logging.getLogger("boltzflow").isEnabledFor(logging.DEBUG):
+                # torchrun prints the traceback of the process that failed first
+                if logging.getLogger("boltzflow").isEnabledFor(logging.DEBUG) or started_processes().size > 1:
                     raise
                 # these are written for the user; others may be defects of the program
                 hint = "" if isinstance(error, BoltzflowError | OSError) else " (boltzflow --debug shows where)"
@@ -73,6 +75,7 @@ def options(
     quiet: Annotated[bool, typer.Option("--quiet", help="Warnings and results only.")] = False,
 ) -> None:
     """Unbiased equilibrium ensembles and free energies from energy functions."""
+    quiet = quiet or not started_processes().is_first
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else "%(message)s"))
@@ -98,4 +101,9 @@ def main() -> None:
         train,
     )
 
-    app()
+    if started_processes().size == 1:
+        app()
+    else:
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        record(app)()

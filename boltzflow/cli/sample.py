@@ -9,7 +9,8 @@ import typer
 
 from boltzflow.cli.app import command
 from boltzflow.cli.common import as_device, as_seed, describe_device, find_trained, output_file, positive, sha256
-from boltzflow.workflow import sample_to_file
+from boltzflow.training import local_device
+from boltzflow.workflow import SAVE_EVERY, sample_to_file
 
 __all__ = ["sample"]
 
@@ -25,14 +26,16 @@ def sample(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[int | None, typer.Option(help="Random by default; recorded.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per shard. [default: as the run says]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Top up the file, if it is there.")] = False,
+    save_every: Annotated[float, typer.Option(min=0, help="Seconds between writes of the file.")] = SAVE_EVERY,
 ) -> None:
-    """Draw weighted samples from a trained generator."""
+    """Draw weighted samples from a trained generator; kill it at any moment and continue with --resume."""
     if n is not None:
         positive("-n", n)
     if batch_size is not None:
         positive("--batch-size", batch_size)
     seed = as_seed(seed)
-    where = as_device(device)
+    where = local_device(as_device(device))
     output = output_file(output)
     trained = find_trained(what, recipe=recipe)
     config = trained.checkpoint.config.sampling
@@ -55,7 +58,11 @@ def sample(
             "checkpoint": str(trained.path.resolve()),
             "checkpoint_sha256": sha256(trained.path),
         },
+        resume=resume,
+        save_every=save_every,
     )
+    if ensemble is None:  # another process writes and reports
+        return
     if ensemble.provenance.interrupted:
         typer.echo(f"interrupted: {output} holds the {len(ensemble)} of {n} samples that were finished", err=True)
         raise typer.Exit(130)

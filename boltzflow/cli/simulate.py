@@ -13,6 +13,7 @@ from boltzflow.ensemble import Ensemble
 from boltzflow.errors import FormatError, UnknownNameError
 from boltzflow.io.config import RunConfig, SimulationConfig, load_config
 from boltzflow.systems import SystemFolder, load_system
+from boltzflow.workflow import SAVE_SIMULATION_EVERY
 from boltzflow.workflow import simulate as simulate_to_file
 
 __all__ = ["simulate"]
@@ -64,9 +65,11 @@ def simulate(
     moves_every: Annotated[int | None, typer.Option(help="PT: sweeps between learned moves. (default: 5)")] = None,
     device: Annotated[str | None, typer.Option(help="PT: cpu, cuda, cuda:1, ... (default: cpu)")] = None,
     seed: Annotated[int | None, typer.Option(help="Random by default; recorded.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a simulation that was killed.")] = False,
+    save_every: Annotated[float, typer.Option(min=0, help="Seconds between writes.")] = SAVE_SIMULATION_EVERY,
     as_json: Annotated[bool, typer.Option("--json", help="Print diagnostics as one JSON object.")] = False,
 ) -> None:
-    """Sample a reference ensemble; Ctrl-C keeps the frames that are finished. Options override RUN.yaml."""
+    """Sample a reference ensemble; kill it at any moment and continue with --resume. Options override RUN.yaml."""
     config = _configured(what)
     given = {"method": method, "n": n, "chains": chains, "stride": stride, "burn_in": burn_in, "device": device}
     given |= {"max_temperature": max_temperature, "keep": keep, "seed": as_seed(seed)}
@@ -85,7 +88,7 @@ def simulate(
         settings = settings.model_copy(update={"moves": _checkpoint_file(settings.moves)})
     system = load_system(config.system)
     output = output_file(output or _default_output(config, system))
-    ensemble = simulate_to_file(system, settings, path=output)
+    ensemble = simulate_to_file(system, settings, path=output, resume=resume, save_every=save_every)
     _report(ensemble, output, as_json=as_json)
     if ensemble.provenance.interrupted:
         raise typer.Exit(130)

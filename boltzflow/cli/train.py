@@ -14,6 +14,7 @@ from boltzflow.cli.common import as_device, describe_device, run_folder
 from boltzflow.errors import FormatError
 from boltzflow.io.config import load_config
 from boltzflow.systems import load_system
+from boltzflow.training import local_device, started_processes
 from boltzflow.workflow import train as train_in_folder
 
 __all__ = ["train"]
@@ -40,7 +41,7 @@ def train(
     config = load_config(run, overrides=set_)
     if "simulation" in config.model_fields_set and not config.model_fields_set & {"generator", "objective", "training"}:
         raise FormatError(f"{run}: holds a simulation and nothing to train; run it with `boltzflow simulate {run}`.")
-    device = as_device(config.training.device)
+    device = local_device(as_device(config.training.device))
     folder = run_folder(run) if output is None else output
     system = load_system(config.system)
     if config.training.threads is not None:
@@ -54,6 +55,8 @@ def train(
         )
     logger.info("to continue after an interruption: %s", shlex.join(words))
     train_in_folder(config, folder, resume=resume, initial=initial)
+    if not started_processes().is_first:
+        return
     last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     if config.generator.is_piloted:
         typer.echo(f"{folder / 'checkpoint.pt'}: {last['step']} levels, found in {last['seconds']:.0f} s")

@@ -336,6 +336,7 @@ class Generator(torch.nn.Module):
         context: Context | None = None,
         batch_size: int = 1000,
         first: int = 0,
+        every: int = 1,
     ) -> Iterator[Ensemble]:
         """Yield the shards that `sample` merges, one Ensemble of at most `batch_size` rows at a time.
 
@@ -346,6 +347,7 @@ class Generator(torch.nn.Module):
             context: Passed on to every Target and Transition.
             batch_size: Rows per shard.
             first: Index of the first shard, to continue an interrupted run.
+            every: Distance of the indices, where several processes share the shards.
         """
         if n < 1:
             raise ValueError(f"sample: expected n >= 1, got {n}.")
@@ -354,7 +356,7 @@ class Generator(torch.nn.Module):
         n_shards = -(-n // batch_size)
         populations = n_shards >= 20
         reset_acceptance(self.transitions)
-        for shard in range(first, n_shards):
+        for shard in range(first, n_shards, every):
             rows = min(batch_size, n - shard * batch_size)
             started = time.perf_counter()
             # not a decorator: around a function that yields it depends on what else is wrapped around it

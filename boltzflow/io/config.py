@@ -204,6 +204,12 @@ class TrainingConfig(_Section):
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     threads: int | None = Field(None, ge=1, description="torch threads; None = torch's default.")
+    shards: int | None = Field(
+        None,
+        ge=1,
+        description="Equal parts of a batch, each with a random stream and a mean of its own, which processes share; "
+        "None = the number of processes that start the run.",
+    )
 
 
 class SamplingConfig(_Section):

@@ -61,6 +61,7 @@ class BufferedKL(Objective, abc.ABC):
         Flow annealed importance sampling bootstrap (Midgley et al., 2023), eq. 3 with α = 2, for χ².
     """
 
+    can_be_sharded = False
     max_present_weight = 50.0
     """Largest p_k/q in the gradient of χ²."""
     max_ratio = 20.0

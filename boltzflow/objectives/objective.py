@@ -45,6 +45,8 @@ class Objective(torch.nn.Module, abc.ABC):
 
     needs_data: bool = False
     needs_samples: bool = False
+    can_be_sharded: bool = True
+    """Whether parts of a batch can be given to processes that know nothing of each other's rows."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +46,11 @@ class Frames:
     def __len__(self) -> int:
         """Number of frames over all columns."""
         return sum(energies.numel() for energies in self._energies)
+
+    @property
+    def n_records(self) -> int:
+        """Number of frames of every column."""
+        return sum(len(energies) for energies in self._energies)
 
     def add(self, part: ChainResult) -> None:
         """Append frames that follow in time; all parts have the same columns."""
@@ -133,6 +139,22 @@ class Frames:
             ),
             **rows,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values of what was collected."""
+        return {
+            "n_relabelled": int(self.n_relabelled),
+            "positions": list(self._positions),
+            "energies": list(self._energies),
+            "times": list(self._times),
+            "columns": self._columns,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.n_relabelled, self._columns = saved["n_relabelled"], saved["columns"]
+        self._positions, self._energies = list(saved["positions"]), list(saved["energies"])
+        self._times = list(saved["times"])
 
     def cold(self) -> torch.Tensor:
         """Energies of the frames at the system's own temperature, (n_frames, n_chains)."""

@@ -1,8 +1,9 @@
 """Plain OpenMM molecular dynamics: the independent check of every other sampler."""
 
+import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,20 @@ def faster_platform(system: openmm.System, positions: np.ndarray, *, n_forces: i
     return min(seconds, key=seconds.__getitem__)
 
 
+def _state(
+    context: openmm.Context, replica: int, frame: int, frames: np.ndarray, energies: np.ndarray, platform: str
+) -> dict[str, Any]:
+    """What dynamics that was killed goes on from."""
+    return {
+        "replica": replica,
+        "frame": frame,
+        "platform": platform,
+        "checkpoint": torch.frombuffer(bytearray(context.createCheckpoint()), dtype=torch.uint8),
+        "frames": torch.from_numpy(frames),
+        "energies": torch.from_numpy(energies),
+    }
+
+
 def molecular_dynamics(
     system: openmm.System,
     positions: Tensor | np.ndarray,
@@ -65,6 +80,8 @@ def molecular_dynamics(
     platform: str | None = None,
     seed: int | None = None,
     on_steps: Callable[[int], None] | None = None,
+    on_frame: Callable[[Callable[[], dict[str, Any]]], None] | None = None,
+    saved: Mapping[str, Any] | None = None,
 ) -> ChainResult:
     """Langevin dynamics of independent replicas, one after the other on one thread.
 
@@ -82,6 +99,8 @@ def molecular_dynamics(
         platform: An OpenMM platform; None measures Reference and CPU and takes the faster.
         seed: Random by default, and kept in the diagnostics.
         on_steps: Called with the number of MD steps after every stretch of them, e.g. to move a progress bar.
+        on_frame: Called after every frame with a function that makes tensors and plain values to go on from.
+        saved: Such values, of a simulation with the same arguments, on the same machine; it goes on bit for bit.
 
     Returns:
         Frames of field "positions", (n_frames, n_replicas, n_atoms, 3), float64, nm; after an interrupt those of the
@@ -100,23 +119,32 @@ def molecular_dynamics(
     friction = friction.value_in_unit(unit.picosecond**-1) if unit.is_quantity(friction) else float(friction)
     seed = new_seed() if seed is None else seed
     start = np.asarray(positions, dtype=np.float64)
+    if saved is not None:
+        platform = saved["platform"]
     platform = platform or faster_platform(system, start)
     _log.info("molecular dynamics on OpenMM's %s platform", platform)
     began = time.perf_counter()
     n_atoms = system.getNumParticles()
-    frames = np.empty((n_frames, n_replicas, n_atoms, 3))
-    energies = np.empty((n_frames, n_replicas))
+    frames = np.zeros((n_frames, n_replicas, n_atoms, 3))
+    energies = np.zeros((n_frames, n_replicas))
     # OpenMM takes 31-bit seeds; 0 would mean a random one
     streams = 1 + np.random.SeedSequence(seed).generate_state(2 * n_replicas) % (2**31 - 2)
+    first = (0, -1)
+    if saved is not None:
+        first = (saved["replica"], saved["frame"] + 1)
+        frames[:], energies[:] = saved["frames"].numpy(), saved["energies"].numpy()
     done = 0
     try:
-        for r in range(n_replicas):
+        for r in range(first[0], n_replicas):
             context = _context(system, platform, step, kelvin, friction, int(streams[2 * r]))
-            context.setPositions(start)
-            openmm.LocalEnergyMinimizer.minimize(context)
-            context.setVelocitiesToTemperature(kelvin, int(streams[2 * r + 1]))
+            if saved is not None and r == first[0]:
+                context.loadCheckpoint(bytes(saved["checkpoint"].numpy()))
+            else:
+                context.setPositions(start)
+                openmm.LocalEnergyMinimizer.minimize(context)
+                context.setVelocitiesToTemperature(kelvin, int(streams[2 * r + 1]))
             integrator = context.getIntegrator()
-            for f in range(-1, n_frames):
+            for f in range(first[1] if r == first[0] else -1, n_frames):
                 n_steps = n_equilibration if f < 0 else stride
                 integrator.step(n_steps)
                 if on_steps is not None:
@@ -126,6 +154,8 @@ def molecular_dynamics(
                 state = context.getState(getPositions=True, getEnergy=True)
                 frames[f, r] = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
                 energies[f, r] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) / kT(kelvin)
+                if on_frame is not None:
+                    on_frame(functools.partial(_state, context, r, f, frames, energies, platform))
             done = r + 1
     except KeyboardInterrupt:
         if not done:

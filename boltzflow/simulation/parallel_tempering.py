@@ -152,7 +152,19 @@ class ParallelTempering:
             i: self.kernels[i].step_size.double().expand(self.n_rungs).to(self._device) for i in self._tuned
         }
         self._sweeps = 0
+        # of a burn-in that has begun: its sweeps, log step sizes and their averages
+        self._adaptation: dict[str, Any] | None = None
         self._reset()
+
+    @property
+    def needs_burn_in(self) -> bool:
+        """Whether no sweep was made yet, or only a part of those of `burn_in`."""
+        return self._adaptation is not None or not self._sweeps
+
+    @property
+    def n_sweeps(self) -> int:
+        """Sweeps up to now, those of the burn-in included."""
+        return self._sweeps
 
     @property
     def ledger(self) -> Ledger:
@@ -241,24 +253,31 @@ class ParallelTempering:
 
         The frozen step is the average of its logarithm over the second half.
 
+        A burn-in in which `state_dict` was taken goes on where it was.
+
         Args:
             n_sweeps: At least a few dozen for the adaptation to settle.
             on_sweep: Called after every sweep, e.g. to move a progress bar.
         """
-        log_step = {i: s.log() for i, s in self.step_sizes.items()}
-        mean = {i: torch.zeros_like(s) for i, s in log_step.items()}
+        if self._adaptation is None:
+            log_step = {i: s.log() for i, s in self.step_sizes.items()}
+            self._adaptation = {"done": 0, "log_step": log_step, "mean": {}}
+            self._adaptation["mean"] = {i: torch.zeros_like(s) for i, s in log_step.items()}
+        log_step, mean = self._adaptation["log_step"], self._adaptation["mean"]
         first = n_sweeps // 2
-        for t in range(n_sweeps):
+        for t in range(self._adaptation["done"], n_sweeps):
             acceptance = self._sweep()
             for i in log_step:
                 log_step[i] = log_step[i] + (acceptance[i] - self.kernels[i].target_acceptance) / (1 + t) ** 0.5
                 self.step_sizes[i] = log_step[i].exp()
                 if t >= first:
                     mean[i] = mean[i] + log_step[i] / (n_sweeps - first)
+            self._adaptation["done"] = t + 1
             if on_sweep is not None:
                 on_sweep()
         if n_sweeps:
             self.step_sizes = {i: m.exp() for i, m in mean.items()}
+        self._adaptation = None
         self._reset()
         _log.debug("step sizes after burn-in: %s", {i: s.tolist() for i, s in self.step_sizes.items()})
 
@@ -378,12 +397,13 @@ class ParallelTempering:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values from which a simulation built with the same arguments goes on bit for bit."""
-        u, force, self._state = self._run.evaluate_with_force(self.target, self._state)
+        # with the force only where it is known: another evaluation might round differently, and would be counted
+        u, self._state = self._run.evaluate(self.target, self._state)
         return {
             "identity": self._identity(),
             "fields": dict(self._state.fields),
             "energy": u,
-            "force": force,
+            "force": self._state.evaluations[self.target].force,
             "walker_at": self._walker_at,
             "label": self._label,
             "step_sizes": dict(self.step_sizes),
@@ -391,6 +411,7 @@ class ParallelTempering:
             "sweeps": [self._sweeps, self._counted],
             "rng": self._run.rng.get_state(),
             "ledger": self.ledger.as_dict(),
+            "adaptation": copy.deepcopy(self._adaptation),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -406,14 +427,19 @@ class ParallelTempering:
             raise CheckpointMismatchError(
                 f"This checkpoint belongs to another simulation ({listed}); build it with the saved settings."
             )
-        state = State(dict(saved["fields"]), self.target.fields)
-        evaluation = Evaluation(saved["energy"], dict(saved["force"]), self._run.context)
+        device = self._device
+        force = None if saved["force"] is None else {k: f.to(device) for k, f in saved["force"].items()}
+        evaluation = Evaluation(saved["energy"].to(device), force, self._run.context)
+        state = State(dict(saved["fields"]), self.target.fields).to(device)
         self._state = state.with_evaluation(self.target, evaluation)
-        self._walker_at, self._label = saved["walker_at"], saved["label"]
-        self.step_sizes = dict(saved["step_sizes"])
+        self._walker_at, self._label = saved["walker_at"].to(device), saved["label"].to(device)
+        self.step_sizes = {i: step.to(device) for i, step in saved["step_sizes"].items()}
         for mine, counter in zip(self._counters(), saved["counters"], strict=True):
             mine.copy_(counter)
         self._sweeps, self._counted = saved["sweeps"]
+        self._adaptation = copy.deepcopy(saved.get("adaptation"))
+        for name in ("log_step", "mean") if self._adaptation is not None else ():
+            self._adaptation[name] = {i: value.to(device) for i, value in self._adaptation[name].items()}
         self._run.rng.set_state(saved["rng"])
         for counter, values in zip(
             (self.ledger.energies, self.ledger.forces, self.ledger.nonfinite), saved["ledger"].values(), strict=True

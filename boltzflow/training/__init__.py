@@ -1,7 +1,17 @@
-"""Training: the loop over a loss module, schedules, averaging."""
+"""Training: the loop over a loss module, schedules, averaging, the processes of a run."""
 
 from boltzflow.training.ema import ExponentialMovingAverage
+from boltzflow.training.processes import Processes, local_device, processes, started_processes
 from boltzflow.training.schedule import warmup_cosine
 from boltzflow.training.trainer import Trainer, TrainingState
 
-__all__ = ["ExponentialMovingAverage", "Trainer", "TrainingState", "warmup_cosine"]
+__all__ = [
+    "ExponentialMovingAverage",
+    "Processes",
+    "Trainer",
+    "TrainingState",
+    "local_device",
+    "processes",
+    "started_processes",
+    "warmup_cosine",
+]

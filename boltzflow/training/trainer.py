@@ -13,13 +13,14 @@ import torch
 from tqdm.auto import tqdm
 
 from boltzflow._typing import Tensor
-from boltzflow.errors import NonFiniteEnergyError
+from boltzflow.errors import CheckpointMismatchError, NonFiniteEnergyError
 from boltzflow.io.config import TrainingConfig
 from boltzflow.objectives.objective import Objective, Step
 from boltzflow.run import Context, Ledger, make_rng, new_seed
 from boltzflow.state import State
 from boltzflow.training.ema import ExponentialMovingAverage
 from boltzflow.training.memory import keep_freed_memory
+from boltzflow.training.processes import Processes
 from boltzflow.training.schedule import warmup_cosine
 
 __all__ = ["Trainer", "TrainingState"]
@@ -35,7 +36,7 @@ class TrainingState:
 
     Attributes:
         step: Steps done.
-        seed: Keys the random stream of every step, as (seed, step).
+        seed: Keys the random streams of every step, as (seed, step) or, of several shards, (seed, step, shard).
         optimizer: State of the optimizer.
         ema: State of the moving average.
         ledger: Target evaluations that the model has cost so far, those of its data and of earlier stages included.
@@ -46,6 +47,7 @@ class TrainingState:
         objective: What the objective remembers, see `Objective.memory`.
         pending: Sums of what was logged since the last line of metrics, and the number of steps in them.
         seconds: Training time.
+        n_shards: Parts of the batch of a step.
     """
 
     step: int
@@ -60,6 +62,7 @@ class TrainingState:
     objective: dict = field(default_factory=dict)
     pending: dict = field(default_factory=dict)
     seconds: float = 0.0
+    n_shards: int = 1
 
 
 class Trainer:
@@ -68,13 +71,18 @@ class Trainer:
     Step k draws data rows and noise from the stream (seed, k), so a resumed run continues exactly. A step calls the
     loss module and nothing inside it, so that `objective` may be replaced by a data-parallel wrapper of itself.
 
+    Of several shards each takes an equal part of the batch from the stream (seed, k, shard), and the loss is the mean
+    of theirs. Processes share the shards among them. Their gradients are added in the order of the shards on every
+    process, so that the result does not depend on the number of processes.
+
     Args:
         objective: Loss module; its `generator` is what is trained.
         config: The loop's settings.
         data: Training rows, for objectives that read data; on the device and in the dtype of the generator.
         context: Passed on to Targets and Transitions.
         metrics: JSON-lines file to which a line is appended every `config.log_every` steps, with means over the steps
-            since the last one that were taken; None for none.
+            since the last one that were taken; None for none. Only the first process writes it.
+        world: The processes that train together.
 
     Raises:
         ValueError: If the objective needs data and there is none, or nothing can be trained.
@@ -88,6 +96,7 @@ class Trainer:
         data: State | None = None,
         context: Context | None = None,
         metrics: Path | None = None,
+        world: Processes | None = None,
     ) -> None:
         if objective.needs_data and data is None:
             raise ValueError(
@@ -100,10 +109,14 @@ class Trainer:
         self.data = data if objective.needs_data else None
         self._n_samples = config.reverse_batch_size if objective.needs_samples else 0
         self.context = context
-        self.metrics = metrics
-        self.seed = new_seed() if config.seed is None else config.seed
+        self.world = Processes() if world is None else world
+        self.metrics = metrics if self.world.is_first else None
+        self.seed = self.world.agree(new_seed()) if config.seed is None else config.seed
         self.step = 0
+        self.n_shards = self.world.size if config.shards is None else config.shards
         self.ledger = Ledger()
+        # what this process has evaluated and the others do not know of yet
+        self._own_ledger = Ledger()
         self.data_digests: list[str] = []
         self.n_clipped = self.n_skipped = self.n_skipped_in_a_row = 0
         self.seconds = 0.0
@@ -120,17 +133,41 @@ class Trainer:
         # `objective` may become a data-parallel wrapper of it
         self._own_objective = objective
 
+    def _check_shards(self) -> None:
+        n = self.n_shards
+        if n % self.world.size:
+            raise ValueError(
+                f"training.shards: {n} cannot be shared by {self.world.size} processes; start as many as divide it, or "
+                f"set it to a multiple of {self.world.size}."
+            )
+        sizes = {"batch_size": self.data is not None, "reverse_batch_size": bool(self._n_samples)}
+        for name in (name for name, used in sizes.items() if used):
+            if getattr(self.config, name) % n:
+                raise ValueError(
+                    f"training.{name}: {getattr(self.config, name)} rows cannot be shared by {n} shards; set it to a "
+                    f"multiple of {n}."
+                )
+        parts = (m for m in self._own_objective.modules() if isinstance(m, Objective))
+        whole = [type(part).__name__ for part in parts if not part.can_be_sharded]
+        if n > 1 and whole:
+            raise ValueError(
+                f"training.shards: {whole[0]} cannot be split into {n} shards, because all rows come from one buffer; "
+                "train it in one process."
+            )
+
     def run(self, *, on_checkpoint: Callable[["Trainer"], None] | None = None, progress: bool | None = None) -> None:
         """Train to `config.steps`.
 
         Args:
-            on_checkpoint: Called every `config.checkpoint_every` steps and at the end.
+            on_checkpoint: Called every `config.checkpoint_every` steps and at the end, by the first process.
             progress: Whether to show a bar; by default only on a terminal.
 
         Raises:
+            ValueError: If batch, shards and processes do not divide.
             NonFiniteEnergyError: If loss or gradient were not finite for many steps in a row.
         """
-        show = sys.stderr.isatty() if progress is None else progress
+        self._check_shards()
+        show = (sys.stderr.isatty() if progress is None else progress) and self.world.is_first
         with tqdm(total=self.config.steps, initial=self.step, desc="train", disable=not show) as bar:
             while self.step < self.config.steps:
                 started = time.perf_counter()
@@ -142,9 +179,13 @@ class Trainer:
                 self._n_summed += bool(logged)
                 bar.update()
                 at_end = self.step == self.config.steps
-                if self.step % self.config.log_every == 0 or at_end:
+                logs = self.step % self.config.log_every == 0 or at_end
+                saves = self.step % self.config.checkpoint_every == 0 or at_end
+                if logs or saves:
+                    self._share_ledger()
+                if logs:
                     self._log(bar)
-                if on_checkpoint is not None and (self.step % self.config.checkpoint_every == 0 or at_end):
+                if saves and on_checkpoint is not None and self.world.is_first:
                     on_checkpoint(self)
 
     def _require_progress(self) -> None:
@@ -157,7 +198,6 @@ class Trainer:
     def train_step(self) -> dict[str, Tensor]:
         """One step; returns the numbers to log, none if it was left out because loss or gradient were not finite."""
         config = self.config
-        rng = make_rng(self.seed, self.step, device=self._device)
         rate = config.learning_rate * warmup_cosine(
             self.step,
             n_steps=config.steps,
@@ -166,21 +206,13 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        step = Step(
-            rng=rng,
-            data=self._rows(rng),
-            n_samples=self._n_samples,
-            context=self.context,
-            ledger=self.ledger,
-            index=self.step,
-        )
-        loss, logged = self.objective(step)
-        loss.backward()
+        loss, logged = self._backward(0) if self.n_shards == 1 else self._backward_of_shards()
+        if self.world.size == 1:
+            self._share_ledger()
         bound = math.inf if config.clip_gradient is None else config.clip_gradient
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, bound)
         self.step += 1
-        finite = bool(torch.isfinite(norm) & torch.isfinite(loss.detach()))
+        finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
         if not finite:
             self.n_skipped += 1
             self.n_skipped_in_a_row += 1
@@ -189,13 +221,65 @@ class Trainer:
         self.n_clipped += int(norm > bound)
         self.optimizer.step()
         self.ema.update()
-        return {"loss": loss.detach(), "gradient_norm": norm.detach(), **logged}
+        return {"loss": loss, "gradient_norm": norm.detach(), **logged}
+
+    def _backward(self, shard: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one shard, its gradient in the parameters, and the numbers to log."""
+        stream = (self.step,) if self.n_shards == 1 else (self.step, shard)
+        rng = make_rng(self.seed, *stream, device=self._device)
+        self.optimizer.zero_grad(set_to_none=True)
+        step = Step(
+            rng=rng,
+            data=self._rows(rng),
+            n_samples=self._n_samples // self.n_shards,
+            context=self.context,
+            ledger=self._own_ledger,
+            index=self.step,
+        )
+        loss, logged = self.objective(step)
+        loss.backward()
+        return loss.detach(), logged
+
+    def _backward_of_shards(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `_backward` for the mean over all shards of all processes; numbers called n_… are sums."""
+        gradients, numbers, names = [], [], []
+        n_own = self.n_shards // self.world.size
+        for shard in range(self.world.rank * n_own, (self.world.rank + 1) * n_own):
+            loss, logged = self._backward(shard)
+            names = ["loss", *logged]
+            values = [loss, *logged.values(), *(p.grad is not None for p in self.parameters)]
+            numbers.append(torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self._device) for v in values]))
+            gradients.append(
+                torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters])
+            )
+        total = self.world.gather(torch.stack(gradients)).unbind()
+        gradient = sum(total[1:], total[0]) / self.n_shards
+        gathered = self.world.gather(torch.stack(numbers))
+        used = gathered[:, len(names) :].any(0).tolist()
+        for p, part, has in zip(
+            self.parameters, gradient.split([p.numel() for p in self.parameters]), used, strict=True
+        ):
+            p.grad = part.view_as(p) if has else None
+        means = {
+            name: column.sum() if name.startswith("n_") else column.mean()
+            for name, column in zip(names, gathered.T, strict=False)
+        }
+        return means.pop("loss"), means
 
     def _rows(self, rng: torch.Generator) -> State | None:
         if self.data is None:
             return None
-        rows = torch.randint(len(self.data), (self.config.batch_size,), generator=rng, device=rng.device)
-        return self.data.index(rows)
+        n = self.config.batch_size // self.n_shards
+        return self.data.index(torch.randint(len(self.data), (n,), generator=rng, device=rng.device))
+
+    def _share_ledger(self) -> None:
+        """Add what all processes have evaluated since the last time."""
+        if self.world.size == 1:
+            self.ledger.merge(self._own_ledger)
+        else:
+            for counts in self.world.gather_objects(self._own_ledger.as_dict()):
+                self.ledger.merge(Ledger.from_dict(counts))
+        self._own_ledger = Ledger()
 
     def _log(self, bar: tqdm) -> None:
         means = {name: float(value) / self._n_summed for name, value in self._sums.items()}
@@ -231,10 +315,22 @@ class Trainer:
             objective=self._own_objective.memory(),
             pending={"sums": dict(self._sums), "steps": self._n_summed},
             seconds=self.seconds,
+            n_shards=self.n_shards,
         )
 
     def load_state(self, state: TrainingState) -> None:
-        """Continue from `state()`; the parameters must have been loaded before."""
+        """Continue from `state()`; the parameters must have been loaded before.
+
+        Raises:
+            CheckpointMismatchError: If these processes cannot share its shards.
+        """
+        if state.n_shards % self.world.size:
+            raise CheckpointMismatchError(
+                f"this training has steps of {state.n_shards} shard{'s' if state.n_shards > 1 else ''}, each with a "
+                f"random stream of its own, which {self.world.size} processes cannot share: the result would be "
+                f"another. Resume with a number of processes that divides {state.n_shards}, or start a new folder."
+            )
+        self.n_shards = state.n_shards
         self.step, self.seed = state.step, state.seed
         self.optimizer.load_state_dict(state.optimizer)
         self.ema.load_state_dict(state.ema)
