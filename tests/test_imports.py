@@ -40,7 +40,8 @@ ARROWS = {
     "testing": {"generators"},
     "preparation": {"systems", "training"},
     "pilot": {"systems"},
-    "workflow": {"systems", "training", "pilot"},
+    "reference": {"systems", "training"},
+    "workflow": {"systems", "training", "pilot", "reference"},
     "__main__": {"cli"},
     "cli": {"workflow", "analysis", "preparation", "citation"},
 }

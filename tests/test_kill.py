@@ -29,7 +29,11 @@ JOBS = [
     (PT.split(), "pt.h5", "{}.unfinished"),
     (MD.split(), "md.h5", "{}.unfinished"),
     (["train", "tiny.yaml"], "run", "{}/checkpoint.pt"),
-    ("sample whole-run -n 1510 --batch-size 50 --seed 3 --save-every 0".split(), "ensemble.h5", "{}"),
+    (
+        ["sample", "whole-run", "-n", "1510", "--batch-size", "50", "--seed", "3", "--save-every", "0"],
+        "ensemble.h5",
+        "{}",
+    ),
 ]
 
 

@@ -12,9 +12,9 @@ from boltzflow.cli.common import as_device, as_seed, find_trained, output_file
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import FormatError, UnknownNameError
 from boltzflow.io.config import RunConfig, SimulationConfig, load_config
+from boltzflow.reference import SAVE_EVERY
+from boltzflow.reference import simulate as simulate_to_file
 from boltzflow.systems import SystemFolder, load_system
-from boltzflow.workflow import SAVE_SIMULATION_EVERY
-from boltzflow.workflow import simulate as simulate_to_file
 
 __all__ = ["simulate"]
 
@@ -66,7 +66,7 @@ def simulate(
     device: Annotated[str | None, typer.Option(help="PT: cpu, cuda, cuda:1, ... (default: cpu)")] = None,
     seed: Annotated[int | None, typer.Option(help="Random by default; recorded.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a simulation that was killed.")] = False,
-    save_every: Annotated[float, typer.Option(min=0, help="Seconds between writes.")] = SAVE_SIMULATION_EVERY,
+    save_every: Annotated[float, typer.Option(min=0, help="Seconds between writes.")] = SAVE_EVERY,
     as_json: Annotated[bool, typer.Option("--json", help="Print diagnostics as one JSON object.")] = False,
 ) -> None:
     """Sample a reference ensemble; kill it at any moment and continue with --resume. Options override RUN.yaml."""

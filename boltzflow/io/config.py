@@ -204,6 +204,9 @@ class TrainingConfig(_Section):
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     threads: int | None = Field(None, ge=1, description="torch threads; None = torch's default.")
+    cuda_graph: bool = Field(
+        default=False, description="Replay steps as a CUDA graph: the same numbers with one launch; terms by KL only."
+    )
     shards: int | None = Field(
         None,
         ge=1,

@@ -37,6 +37,7 @@ class Mixture(Objective):
         self.terms = torch.nn.ModuleList(term for _, term in terms)
         self.needs_data = any(term.needs_data for term in self.terms)
         self.needs_samples = any(term.needs_samples for term in self.terms)
+        self.is_static = all(term.is_static for term in self.terms)
 
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The weighted sum, and what every term logs."""

@@ -47,6 +47,8 @@ class Objective(torch.nn.Module, abc.ABC):
     needs_samples: bool = False
     can_be_sharded: bool = True
     """Whether parts of a batch can be given to processes that know nothing of each other's rows."""
+    is_static: bool = False
+    """Whether every step makes the same sequence of kernels without a look at a value: what a CUDA graph can hold."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()

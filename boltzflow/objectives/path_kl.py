@@ -44,6 +44,7 @@ class PathKL(Objective):
     """
 
     needs_samples = True
+    is_static = True
 
     def __init__(
         self,

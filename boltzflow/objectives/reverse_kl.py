@@ -46,6 +46,7 @@ class ReverseKL(Objective):
     """
 
     needs_samples = True
+    is_static = True
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from boltzflow.objectives.objective import Objective, Step
 from boltzflow.run import Context, Ledger, make_rng, new_seed
 from boltzflow.state import State
 from boltzflow.training.ema import ExponentialMovingAverage
+from boltzflow.training.graph import StepGraph
 from boltzflow.training.memory import keep_freed_memory
 from boltzflow.training.processes import Processes
 from boltzflow.training.schedule import warmup_cosine
@@ -120,6 +121,7 @@ class Trainer:
         self.data_digests: list[str] = []
         self.n_clipped = self.n_skipped = self.n_skipped_in_a_row = 0
         self.seconds = 0.0
+        self._graph: StepGraph | None = None
         self._sums: dict[str, Tensor] = {}
         self._n_summed = 0
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
@@ -163,7 +165,7 @@ class Trainer:
             progress: Whether to show a bar; by default only on a terminal.
 
         Raises:
-            ValueError: If batch, shards and processes do not divide.
+            ValueError: If batch, shards and processes do not divide, or a graph is asked for that cannot be.
             NonFiniteEnergyError: If loss or gradient were not finite for many steps in a row.
         """
         self._check_shards()
@@ -226,19 +228,36 @@ class Trainer:
     def _backward(self, shard: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one shard, its gradient in the parameters, and the numbers to log."""
         stream = (self.step,) if self.n_shards == 1 else (self.step, shard)
-        rng = make_rng(self.seed, *stream, device=self._device)
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.config.cuda_graph:
+            self._graph = self._graph or self._captured()
+            loss, logged, ledger = self._graph.replay(make_rng(self.seed, *stream).initial_seed())
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss, logged, ledger = self._eager(make_rng(self.seed, *stream, device=self._device))
+        self._own_ledger.merge(ledger)
+        return loss, logged
+
+    def _eager(self, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Ledger]:
+        """Forward and backward pass with the noise of a stream."""
         step = Step(
             rng=rng,
             data=self._rows(rng),
             n_samples=self._n_samples // self.n_shards,
             context=self.context,
-            ledger=self._own_ledger,
             index=self.step,
         )
         loss, logged = self.objective(step)
         loss.backward()
-        return loss.detach(), logged
+        return loss.detach(), logged, step.ledger
+
+    def _captured(self) -> StepGraph:
+        if not self._own_objective.is_static:
+            raise ValueError(
+                f"training.cuda_graph: a step of {type(self._own_objective).__name__} looks at its numbers to decide "
+                "what to do, which a graph cannot; reverse_kl, path_forward_kl and path_reverse_kl without annealing "
+                "can. Set it to false."
+            )
+        return StepGraph(self._eager, self.parameters, self._device)
 
     def _backward_of_shards(self) -> tuple[Tensor, dict[str, Tensor]]:
         """As `_backward` for the mean over all shards of all processes; numbers called n_… are sums."""
