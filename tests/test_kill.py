@@ -25,15 +25,12 @@ RUN = {
 }
 PT = "simulate alanine_dipeptide -n 80 --chains 4 --burn-in 12 --stride 1 --seed 4 --save-every 0"
 MD = "simulate alanine_dipeptide --method md -n 60 --chains 2 --stride 5 --burn-in 10 --seed 4 --save-every 0"
+SAMPLE = "sample whole-run -n 1510 --batch-size 50 --seed 3 --save-every 0"
 JOBS = [
     (PT.split(), "pt.h5", "{}.unfinished"),
     (MD.split(), "md.h5", "{}.unfinished"),
     (["train", "tiny.yaml"], "run", "{}/checkpoint.pt"),
-    (
-        ["sample", "whole-run", "-n", "1510", "--batch-size", "50", "--seed", "3", "--save-every", "0"],
-        "ensemble.h5",
-        "{}",
-    ),
+    (SAMPLE.split(), "ensemble.h5", "{}"),
 ]
 
 

@@ -71,6 +71,8 @@ def commands():
         for line, source in blocks(page, "bash"):
             for text in source.replace("\\\n", " ").splitlines():
                 words = shlex.split(text, comments=True)
+                if words[:1] == ["torchrun"]:
+                    words = words[words.index("boltzflow") :]
                 if words[:1] == ["boltzflow"]:
                     yield pytest.param(words[1:], id=f"{name(page)}:{line} {' '.join(words[:3])}")
 

@@ -17,6 +17,7 @@ from boltzflow.systems import load_system
 from boltzflow.targets import Gaussian, Target, harmonic_pair
 from boltzflow.training import Trainer
 from boltzflow.transitions.mala import MALA
+from boltzflow.transitions.resampling import SystematicResampling
 from boltzflow.workflow import path_log_weights, sample_to_file, train, training_data
 
 GENERATOR = {"n_couplings": 2, "hidden": [8], "n_bins": 4, "n_marginal_bins": 4}
@@ -304,6 +305,58 @@ def test_finished_shards_are_kept_in_the_file(error, tmp_path):
     with pytest.raises(type(error)):
         sample_to_file(generator, Failing(target, error, after=0), tmp_path / "none.h5", n=50, batch_size=10)
     assert not (tmp_path / "none.h5").exists()
+
+
+def test_a_file_is_topped_up_to_what_sampling_at_one_go_gives(pair, tmp_path):
+    generator, target = pair
+    path, options = tmp_path / "e.h5", {"seed": 3, "batch_size": 10, "extra": {"system": "pair"}}
+    sample_to_file(generator, target, path, n=20, **options)
+    # the seed is that of the file, if none is given
+    sample_to_file(generator, target, path, n=35, resume=True, **{**options, "seed": None})
+    expected = generator.sample(35, target, seed=3, batch_size=10)
+    found = Ensemble.load(path)
+    assert np.array_equal(found.log_weights, expected.log_weights)
+    assert np.array_equal(found.groups, expected.groups)
+    assert found.provenance.ledger == expected.provenance.ledger
+    assert found.provenance.extra["sampling"] == {"n": 35, "batch_size": 10}
+    again = sample_to_file(generator, target, path, n=35, resume=True, **options)
+    assert again.provenance.ledger == expected.provenance.ledger
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 4}, "seed: 3 there, 4 here"),
+        ({"batch_size": 5}, "batch_size: 10 there, 5 here"),
+        ({"extra": {"system": "other"}}, "system: pair there, other here"),
+        ({"n": 20}, "it holds 25 samples"),
+        ({"n": 40}, "its last shard is not one of 10 rows"),
+    ],
+)
+def test_files_that_were_sampled_in_another_way_are_not_topped_up(changes, message, pair, tmp_path):
+    generator, target = pair
+    options = {"n": 25, "seed": 3, "batch_size": 10, "extra": {"system": "pair"}}
+    sample_to_file(generator, target, tmp_path / "e.h5", **options)
+    before = (tmp_path / "e.h5").read_bytes()
+    with pytest.raises(CheckpointMismatchError, match=message):
+        sample_to_file(generator, target, tmp_path / "e.h5", resume=True, **{**options, **changes})
+    with pytest.raises(CheckpointMismatchError, match="dtype: float64 there, float32 here"):
+        sample_to_file(generator.float(), target, tmp_path / "e.h5", resume=True, **options)
+    generator.double()
+    assert (tmp_path / "e.h5").read_bytes() == before
+
+
+def test_few_populations_are_not_topped_up_to_many(tmp_path):
+    target, path = Gaussian(2).double(), tmp_path / "e.h5"
+    generator = Generator(Gaussian(2, scale=1.2).double(), [SystematicResampling(threshold=1.0)])
+    sample_to_file(generator, target, path, n=50, seed=3, batch_size=5)
+    with pytest.raises(CheckpointMismatchError, match="few resampled populations"):
+        sample_to_file(generator, target, path, n=100, seed=3, batch_size=5, resume=True)
+    found = sample_to_file(generator, target, path, n=95, seed=3, batch_size=5, resume=True)
+    expected = generator.sample(95, target, seed=3, batch_size=5)
+    assert np.array_equal(found.groups, expected.groups)
+    assert np.array_equal(found.group_sizes, expected.group_sizes)
+    assert found.provenance.extra["populations"] == expected.provenance.extra["populations"]
 
 
 def test_many_failures_raise_after_the_file_is_written(tmp_path):

@@ -31,8 +31,6 @@ class StepGraph:
     """
 
     def __init__(self, step: GraphStep, parameters: Sequence[torch.nn.Parameter], device: torch.device) -> None:
-        if device.type != "cuda":
-            raise ValueError(f"training.cuda_graph: needs a CUDA device, training.device is {device}; set it to false.")
         self._parameters = list(parameters)
         self._rng = torch.Generator(device=device)
         try:
@@ -69,6 +67,8 @@ def _capture(
     step: GraphStep, rng: torch.Generator, parameters: list[torch.nn.Parameter]
 ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, dict[str, Tensor], Ledger]]:
     """The graph and the tensors that it writes."""
+    if rng.device.type != "cuda":
+        raise ValueError(f"training.cuda_graph: needs a CUDA device, training.device is {rng.device}; set it to false.")
     side = torch.cuda.Stream(rng.device)
     side.wait_stream(torch.cuda.current_stream(rng.device))
     with torch.cuda.stream(side):
