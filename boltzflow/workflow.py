@@ -199,7 +199,7 @@ def train(
             methods=methods,
         )
 
-    shared = f", {trainer.n_shards} shards in {world.size} processes" if trainer.n_shards > 1 else ""
+    shared = f", {trainer.n_shards} shards, {world.size} at a time" if trainer.n_shards > 1 else ""
     logger.info("training %s on %s (%s), seed %d%s", system.name, device, settings.dtype, trainer.seed, shared)
     trainer.run(on_checkpoint=write, progress=progress)
     world.wait()

@@ -16,21 +16,14 @@ from boltzflow.objectives import MaximumLikelihood, Mixture, Objective, ReverseK
 from boltzflow.run import make_rng
 from boltzflow.targets import Gaussian
 from boltzflow.training import ExponentialMovingAverage, Trainer, TrainingState, warmup_cosine
-from boltzflow.transitions.affine import Affine, AffineCoupling
+from boltzflow.transitions.affine import Affine
+from tests.training.two_processes import flow, target
 
 CONFIG = {"steps": 24, "batch_size": 16, "reverse_batch_size": 8, "warmup_steps": 4, "log_every": 5, "seed": 3}
 
 
-def target():
-    return Gaussian(2, mean=torch.tensor([0.5, -1.0]), scale=torch.tensor([1.5, 0.7])).double()
-
-
 def objective():
-    steps = [AffineCoupling(["line"] * 2, torch.tensor([k == 0, k == 1]), field="x", hidden=(8,)) for k in range(2)]
-    generator, rng = Generator(Gaussian(2), steps).double(), make_rng(3)
-    with torch.no_grad():
-        for p in generator.parameters():
-            p.copy_(0.4 * torch.randn(p.shape, generator=rng, dtype=p.dtype))
+    generator = flow()
     return Mixture([(1.0, MaximumLikelihood(generator)), (0.5, ReverseKL(generator, target()))])
 
 
