@@ -163,6 +163,8 @@ class ObjectiveConfig(_Section):
     path_forward_kl: float = Field(0.0, ge=0, description="The same as self_forward_kl, by path gradients.")
     path_reverse_kl: float = Field(0.0, ge=0, description="The same as self_reverse_kl, by path gradients.")
     chi_squared: float = Field(0.0, ge=0, description="Weight of log(1 + χ²(p‖q)) from the model's own samples.")
+    log_variance: float = Field(0.0, ge=0, description="Weight of ½ Var(log w) on the model's own paths.")
+    log_dispersion: float = Field(0.0, ge=0, description="Weight of ½ Var(log w) on the data.")
     bootstrap: BootstrapConfig = BootstrapConfig()
     annealing: AnnealingConfig = AnnealingConfig()
     data: str | None = Field(None, description="Ensemble file with training frames; None = what ships with the system.")
@@ -179,6 +181,7 @@ class ObjectiveConfig(_Section):
             "log-variance loss": self.self_reverse_kl,
             "PathKL": self.path_forward_kl + self.path_reverse_kl,
             "ChiSquared": self.chi_squared,
+            "LogVariance": self.log_variance + self.log_dispersion,
             "AnnealedBootstrap": self.bootstrap.weight,
         }
         return (*(name for name, weight in weights.items() if weight > 0), *self.annealing.methods)

@@ -9,6 +9,7 @@ from boltzflow.objectives.cooling import Cooling
 from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.decisions import decision_term
 from boltzflow.objectives.likelihood import MaximumLikelihood
+from boltzflow.objectives.log_variance import LogVariance
 from boltzflow.objectives.mass_transport import ConstrainedStep, MassTransport, constrained_step
 from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective, Step
@@ -28,6 +29,7 @@ __all__ = [
     "ConstrainedStep",
     "Cooling",
     "CoverageLikelihood",
+    "LogVariance",
     "MassTransport",
     "MaximumLikelihood",
     "Mixture",

@@ -9,6 +9,7 @@ from boltzflow.objectives.chi_squared import ChiSquared
 from boltzflow.objectives.cooling import Cooling
 from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.likelihood import MaximumLikelihood
+from boltzflow.objectives.log_variance import LogVariance
 from boltzflow.objectives.mass_transport import MassTransport
 from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective
@@ -113,12 +114,16 @@ def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Obj
         terms.append((1.0, path))
     if config.chi_squared > 0:
         terms.append((config.chi_squared, ChiSquared(generator, target)))
+    for weight, paths in ((config.log_variance, "model"), (config.log_dispersion, "data")):
+        if weight > 0:
+            terms.append((weight, LogVariance(generator, target, paths=paths)))
     if config.bootstrap.weight > 0:
         terms.append((config.bootstrap.weight, _bootstrap(generator, target, config.bootstrap)))
     if not terms:
         raise ValueError(
             "objective: every weight is 0; set objective.likelihood, coverage, reverse_kl, self_forward_kl, "
-            "self_reverse_kl, path_forward_kl, path_reverse_kl, chi_squared or bootstrap.weight above 0."
+            "self_reverse_kl, path_forward_kl, path_reverse_kl, chi_squared, log_variance, "
+            "log_dispersion or bootstrap.weight above 0."
         )
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Mixture(terms)
 
