@@ -77,7 +77,7 @@ def test_json_of_the_shipped_system(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["alanine"], "did you mean 'alanine_dipeptide'"),
+        (["alanine_dipeptid"], "did you mean 'alanine_dipeptide'"),
         (["alanine_dipeptide", "--device", "cuda:17"], "available: cpu"),
         (["alanine_dipeptide@cold"], "expected NAME@TEMPERATURE"),
     ],
