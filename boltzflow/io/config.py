@@ -10,6 +10,7 @@ from boltzflow.errors import FormatError, UnknownNameError, nearest
 
 __all__ = [
     "AnalysisConfig",
+    "AnnealedSamplerConfig",
     "AnnealingConfig",
     "GeneratorConfig",
     "ObjectiveConfig",
@@ -27,7 +28,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class AnnealingConfig(_Section):
+class AnnealedSamplerConfig(_Section):
     """Levels and moves of the families smc and annealed_importance, between a normal base and an analytic target."""
 
     base_scale: float = Field(1.0, gt=0, description="Standard deviation of the base.")
@@ -80,7 +81,7 @@ class GeneratorConfig(_Section):
     )
     mask_seed: int = Field(0, ge=0, description="Seed of the coupling masks and of the initial weights.")
     stochastic: StochasticConfig = StochasticConfig()
-    annealing: AnnealingConfig = AnnealingConfig()
+    annealing: AnnealedSamplerConfig = AnnealedSamplerConfig()
 
     @property
     def is_bijective(self) -> bool:

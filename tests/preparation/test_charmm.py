@@ -7,7 +7,7 @@ import torch
 from openmm import app, unit
 
 from boltzflow.errors import FormatError
-from boltzflow.generators.families import _domain
+from boltzflow.generators.internal import _domain
 from boltzflow.preparation import prepare
 from boltzflow.preparation.build import build_system
 from boltzflow.preparation.sequence import from_sequence
