@@ -187,10 +187,13 @@ class SystemFolder:
         default = recipe is None or recipe == self.definition.recipe
         path = self.data_folder / ("checkpoint.pt" if default else f"checkpoint-{recipe}.pt")
         if not path.is_file():
-            name = recipe or self.definition.recipe or "RUN"
+            name = recipe or self.definition.recipe
+            run = f"{name or 'RUN'}.yaml"
+            choice = "" if name else f" Its recipes are {', '.join(self.recipes) or 'none'}; name one with --recipe."
             raise FileNotFoundError(
                 f"system {self.name}: no trained checkpoint {path}. Train one with "
-                f"`boltzflow train {self.folder / 'recipes' / (name + '.yaml')}` and sample from its run folder."
+                f"`boltzflow train {self.folder / 'recipes' / run}` and sample from its run "
+                f"folder.{choice}"
             )
         return path
 

@@ -30,7 +30,7 @@ def bytes_per_conformation(energy: Callable[[Tensor], Tensor], x: Tensor) -> int
     """Return what an evaluation of energy and force needs for each further conformation, in bytes.
 
     The tensors that the graph keeps for the backward pass are counted with one conformation and with two; the backward
-    pass and intermediate results take up to one and a half times as much again, by the peaks of whole processes.
+    pass and intermediate results take up to twice as much again, by the peaks of whole processes of up to 304 atoms.
 
     Args:
         energy: (3, n_atoms, batch) -> (batch,).
@@ -50,4 +50,4 @@ def bytes_per_conformation(energy: Callable[[Tensor], Tensor], x: Tensor) -> int
         del result
         return sum(storages.values())
 
-    return 3 * max(kept(2) - kept(1), x.nbytes)
+    return 4 * max(kept(2) - kept(1), x.nbytes)
