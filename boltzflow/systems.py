@@ -247,7 +247,7 @@ class System(SystemFolder):
         """
         check_lambda(lam, self.definition.name, self.definition.alchemical)
         found = replace(self, lam=float(lam), temperature=self.temperature if temperature is None else temperature)
-        shared = ("_structure", "zmatrix", "sector", "_serialized", "_system_bytes", "openmm_system", "_forcefield")
+        shared = ("_structure", "zmatrix", "sector", "_serialized", "_system_bytes", "_openmm_system", "_forcefield")
         vars(found).update({name: vars(self)[name] for name in shared if name in vars(self)})
         return found
 
@@ -375,9 +375,22 @@ class System(SystemFolder):
     def _system_bytes(self) -> bytes:
         return (self.folder / self.definition.system).read_bytes()
 
-    @cached_property
+    @property
     def openmm_system(self) -> Any:
-        """The `openmm.System`."""
+        """The `openmm.System`, which has all interactions.
+
+        Raises:
+            FormatError: At a λ other than 1, which OpenMM's System does not know.
+        """
+        if self.lam != 1:
+            raise FormatError(
+                f"system {self.name}: the openmm.System has all interactions of the alchemical atoms; leave lambda "
+                "out, or hand the target to OpenMM by boltzflow.forcefield.to_openmm."
+            )
+        return self._openmm_system
+
+    @cached_property
+    def _openmm_system(self) -> Any:
         import openmm
 
         return openmm.XmlSerializer.deserialize(self._system_bytes.decode())
@@ -425,7 +438,7 @@ class System(SystemFolder):
     def _convert(self, cached: Path) -> ForceField:
         from boltzflow.forcefield import from_openmm
 
-        potential = from_openmm(self.openmm_system)
+        potential = from_openmm(self._openmm_system)
         self._verify(potential)
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)

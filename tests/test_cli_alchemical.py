@@ -13,7 +13,7 @@ import yaml
 from openmm import app
 from typer.testing import CliRunner
 
-from boltzflow.cli import init  # noqa: F401
+from boltzflow.cli import forcefield, init, simulate  # noqa: F401
 from boltzflow.cli.app import app as commands
 from boltzflow.forcefield import from_openmm
 from boltzflow.preparation.folder import topology_text
@@ -117,3 +117,18 @@ def test_selections_that_select_nothing_leave_nothing(tmp_path, monkeypatch, sel
     assert result.exit_code == 2
     assert message in result.stderr.replace("\n", " ")
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["forcefield", "check", "{}@lambda=0.5"],
+        ["simulate", "{}@lambda=0.5", "--method", "md", "-n", "20", "-o", "{}.h5"],
+    ],
+)
+def test_what_openmm_does_not_know_is_refused(bent, words):
+    """OpenMM's System has all interactions: it must not stand for another lambda."""
+    result = CliRunner().invoke(commands, [word.replace("{}", str(bent)) for word in words])
+    assert result.exit_code == 2
+    assert "the openmm.System has all interactions of the alchemical atoms; leave lambda out," in result.stderr
+    assert not bent.with_suffix(".h5").exists()

@@ -141,8 +141,9 @@ def test_names_are_read_back(folder):
         again = load_system(system.source)
         assert (again.lam, again.temperature) == (system.lam, system.temperature)
     assert system.alchemical_atoms == (10, 11, 12, 13)
-    system, x = load_system(f"{folder}@lambda=0.6"), load_system(folder).positions[None]
-    expected = alchemical(system.openmm_system, range(10, 14), lambda_sterics=1.0, lambda_electrostatics=0.2)
+    system, whole = load_system(f"{folder}@lambda=0.6"), load_system(folder)
+    x = whole.positions[None]
+    expected = alchemical(whole.openmm_system, range(10, 14), lambda_sterics=1.0, lambda_electrostatics=0.2)
     torch.testing.assert_close(system.potential(x), expected(x), rtol=1e-11, atol=1e-9)
     other = load_system(folder).at_lambda(0.6)
     assert torch.equal(other.potential(x), system.potential(x))
