@@ -30,7 +30,8 @@ def bytes_per_conformation(energy: Callable[[Tensor], Tensor], x: Tensor) -> int
     """Return what an evaluation of energy and force needs for each further conformation, in bytes.
 
     The tensors that the graph keeps for the backward pass are counted with one conformation and with two; the backward
-    pass and intermediate results take up to twice as much again, by the peaks of whole processes of up to 304 atoms.
+    pass and intermediate results take up to twice as much again, by the peaks of whole processes of up to 304 atoms,
+    and the rest is a margin.
 
     Args:
         energy: (3, n_atoms, batch) -> (batch,).

@@ -9,6 +9,7 @@ from openmm import app, unit
 from openmm.app.internal.customgbforces import GBSAOBC1Force
 
 from boltzflow.forcefield import from_openmm
+from boltzflow.systems import load_system
 
 FLOAT64 = (1e-6, 1e-5)
 # Rounding positions of some 0.5 nm to float32 moves a bond by 3e-8 nm, and a stiff bond (4e5 kJ/mol/nm^2) pushes back
@@ -129,3 +130,19 @@ def test_amber_topologies(reference, errors, model, backend):
     du, df = errors(forcefield.energy_and_force(x), reference(system, x))
     assert du < FLOAT64[0]
     assert df < FLOAT64[1]
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_float32_of_a_large_molecule_is_off_by_the_rounding_of_positions_alone(errors, backend):
+    """Against float64 at the positions that float32 can hold, so that a molecule far from the origin is no worse."""
+    system = load_system("trp_cage")
+    noise = torch.randn(2, 304, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x = system.positions + torch.tensor([1e-4, 5e-3], dtype=torch.float64)[:, None, None] * noise + 3.0
+    rounded = x.float().double()
+    forcefield = from_openmm(system.openmm_system, dtype=torch.float32)
+    forcefield = forcefield.compiled() if backend == "compiled" else forcefield
+    energy, force = errors(
+        forcefield.energy_and_force(x), from_openmm(system.openmm_system).compiled().energy_and_force(rounded)
+    )
+    assert energy < 1e-4
+    assert force < 1e-3
