@@ -75,6 +75,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "log-variance loss": ("richter2020",),
     "path gradient": ("roeder2017", "vaitl2024"),
     # simulation
+    "ISIR": ("tjelmeland2004", "andrieu2018", "samsonov2022"),
     "LearnedMove": ("hastings1970", "noe2019", "gabrie2022"),
     "ParallelTempering": ("hukushima1996",),
     "PathExchange": ("hukushima1996", "fukunishi2002"),

@@ -1,7 +1,8 @@
 """Chains that sample a Target at equilibrium: batched parallel tempering, and plain molecular dynamics as the check."""
 
 from boltzflow.simulation.diagnostics import entries, independent_visits, series_diagnostics, split_r_hat
-from boltzflow.simulation.learned_move import LearnedMove
+from boltzflow.simulation.isir import ISIR
+from boltzflow.simulation.learned_move import LearnedKernel, LearnedMove
 from boltzflow.simulation.molecule import molecule_kernels, single_bond_axes, soft_axes
 from boltzflow.simulation.parallel_tempering import ParallelTempering, TemperedRows
 from boltzflow.simulation.path_exchange import PathExchange, PathRows
@@ -10,7 +11,9 @@ from boltzflow.simulation.replica_exchange import MixedRows, ReplicaExchange
 from boltzflow.simulation.result import ChainResult
 
 __all__ = [
+    "ISIR",
     "ChainResult",
+    "LearnedKernel",
     "LearnedMove",
     "MixedRows",
     "ParallelTempering",

@@ -1,5 +1,6 @@
 """Learned moves: configurations drawn by a trained generator, Metropolis-tested in a chain."""
 
+import abc
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,16 +14,15 @@ from boltzflow.transitions.metropolis import MetropolisKernel, moves_centre
 if TYPE_CHECKING:
     from boltzflow.generators.generator import Generator
 
-__all__ = ["LearnedMove"]
+__all__ = ["LearnedKernel", "LearnedMove"]
 
 
-class LearnedMove(MetropolisKernel):
-    """Propose y ~ q from a trained Generator whatever x is, and accept with min(1, exp(u(x) − u(y)) q(x) / q(y)).
+class LearnedKernel(MetropolisKernel, abc.ABC):
+    """A kernel whose proposals are drawn by a trained Generator whatever x is; exact for any density q of it.
 
-    Exact for any q: u is the energy of the row's own level, and a poor q costs acceptance only. A row where q vanishes
-    stays (other kernels move it); a proposal outside the generator's chart, or of which it gives no finite density, is
-    rejected. Both follow from detailed balance with the part of q that has a density. Where q is zero in a mode, this
-    kernel neither enters nor leaves it, so it belongs beside kernels that do.
+    A row where q vanishes stays (other kernels move it); a proposal outside the generator's chart, or of which it gives
+    no finite density, is rejected. Both follow from detailed balance with the part of q that has a density. Where q is
+    zero in a mode, such a kernel neither enters nor leaves it, so it belongs beside kernels that do.
 
     In `ParallelTempering` it acts on the coldest rung by default. The generator was trained at one temperature; with q
     exact there, the log-odds at T are about −(1 − T0/T)(T/T0 − 1) d/2 in d dimensions, so that few moves are accepted
@@ -39,51 +39,48 @@ class LearnedMove(MetropolisKernel):
 
     Raises:
         TypeError: If the generator has a step that is not a Bijection, so that its density is unknown.
-
-    References:
-        Hastings, Biometrika 57, 97 (1970); Gabrié, Rotskoff, Vanden-Eijnden, PNAS 119, e2109420119 (2022).
     """
 
     def __init__(
         self, generator: "Generator", *, every: int = 1, n_rungs: int = 1, n_steps: int = 1, level: float = 1.0
     ) -> None:
         super().__init__(n_steps=n_steps, level=level)
+        name = type(self).__name__
         if not generator.is_bijective:
-            raise TypeError("LearnedMove: the generator has a step that is not a Bijection, so its density is unknown.")
+            raise TypeError(f"{name}: the generator has a step that is not a Bijection, so its density is unknown.")
         if every < 1 or n_rungs < 1:
-            raise ValueError(f"LearnedMove: expected every >= 1 and n_rungs >= 1, got {every} and {n_rungs}.")
+            raise ValueError(f"{name}: expected every >= 1 and n_rungs >= 1, got {every} and {n_rungs}.")
         self.generator = generator
         self.every, self.n_rungs = every, n_rungs
 
     @property
     def methods(self) -> tuple[str, ...]:
         """Names by which `boltzflow.cite` finds the references of the move and of its generator."""
-        return tuple(method_names("LearnedMove", self.generator))
+        return tuple(method_names(type(self).__name__, self.generator))
 
-    def propose(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
-        """Draw every row anew."""
+    def _proposals(
+        self, state: State, n: int, run: Run
+    ) -> tuple[State, Float64[Tensor, " n_batch"], Float64[Tensor, " batch"]]:
+        """Draw n proposals for every row, in one pass through the generator; no energy is evaluated.
+
+        Returns:
+            The proposals, (n · batch) rows of which the first batch are one for every row; their log-densities, which
+            are not finite where there is none; and that of the rows themselves.
+        """
         if self.generator.dtype != state.dtype:
             raise ValueError(
-                f"LearnedMove: the generator computes in {self.generator.dtype}, the walkers in {state.dtype}; load it "
-                "with the dtype of the walkers."
+                f"{type(self).__name__}: the generator computes in {self.generator.dtype}, the walkers in "
+                f"{state.dtype}; load it with the dtype of the walkers."
             )
-        before, _ = run.energy(state)
-        drawn, log_q_drawn = self._draw(len(state), run)
+        drawn, log_q_drawn = self._draw(n * len(state), run)
+        rows = state if n == 1 else state.index(torch.arange(n * len(state), device=state.device) % len(state))
         moved = {}
         for name, y in drawn.items():
-            x = state[name]
+            x = rows[name]
             # to the place of x, since some spaces have no translations and kernels leave the centre where it is
             moved[name] = y if moves_centre(state.spaces[name]) else y + (x - y).mean(-2, keepdim=True)
-        trial = state.replace(**moved)
-        # with the force where the State carries one, so that a following gradient step needs no evaluation of its own
-        if any(e.force is not None for e in state.evaluations.values()):
-            after, _, trial = run.energy_and_force(trial)
-        else:
-            after, trial = run.energy(trial)
         own = State({name: state[name] for name in drawn}, {name: state.spaces[name] for name in drawn})
-        log_q_own = self.generator.log_prob(own, context=run.context)
-        odds = before - after + log_q_own - log_q_drawn
-        return trial, torch.where(torch.isfinite(log_q_drawn), odds, -torch.inf)
+        return rows.replace(**moved), log_q_drawn, self.generator.log_prob(own, context=run.context)
 
     def _draw(self, n: int, run: Run) -> tuple[dict[str, Tensor], Float64[Tensor, " batch"]]:
         """Fields of n samples, and their log-density from the way forward: infinite for those without an image."""
@@ -94,3 +91,26 @@ class LearnedMove(MetropolisKernel):
             drawn, ratio = transition(drawn, here)
             log_q = log_q - ratio
         return dict(drawn.fields), log_q
+
+
+class LearnedMove(LearnedKernel):
+    """Propose y ~ q from a trained Generator whatever x is, and accept with min(1, exp(u(x) − u(y)) q(x) / q(y)).
+
+    Exact for any q: u is the energy of the row's own level, and a poor q costs acceptance only. See `LearnedKernel` for
+    the arguments and for what a vanishing q means.
+
+    References:
+        Hastings, Biometrika 57, 97 (1970); Gabrié, Rotskoff, Vanden-Eijnden, PNAS 119, e2109420119 (2022).
+    """
+
+    def propose(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
+        """Draw every row anew."""
+        before, _ = run.energy(state)
+        trial, log_q_drawn, log_q_own = self._proposals(state, 1, run)
+        # with the force where the State carries one, so that a following gradient step needs no evaluation of its own
+        if any(e.force is not None for e in state.evaluations.values()):
+            after, _, trial = run.energy_and_force(trial)
+        else:
+            after, trial = run.energy(trial)
+        odds = before - after + log_q_own - log_q_drawn
+        return trial, torch.where(torch.isfinite(log_q_drawn), odds, -torch.inf)
