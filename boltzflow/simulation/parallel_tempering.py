@@ -42,9 +42,9 @@ class TemperedRows:
     beta: Tensor
 
     @property
-    def terms(self) -> tuple[tuple[float, Target], ...]:
-        """The leaf Target."""
-        return ((1.0, self.target),)
+    def terms(self) -> tuple[tuple[Tensor, Target], ...]:
+        """The leaf Target, weighted by β of every row."""
+        return ((self.beta, self.target),)
 
     def energy(self, state: State, run: Run) -> tuple[Float64[Tensor, " batch"], State]:
         """β u and the State that carries u."""

@@ -11,6 +11,7 @@ from boltzflow.targets.bases import (
     VonMises,
 )
 from boltzflow.targets.funnel import Funnel
+from boltzflow.targets.glass import TernaryLiquid
 from boltzflow.targets.harmonic import Harmonic, harmonic_pair
 from boltzflow.targets.image import ImageDensity
 from boltzflow.targets.mixture import GaussianMixture, gmm9, gmm25, gmm40
@@ -40,6 +41,7 @@ __all__ = [
     "ProductBase",
     "Target",
     "Tempered",
+    "TernaryLiquid",
     "ThermodynamicState",
     "TruncatedNormal",
     "Uniform",

@@ -8,6 +8,13 @@ from boltzflow.transitions.internal import InternalToCartesian
 from boltzflow.transitions.langevin import OverdampedLangevin
 from boltzflow.transitions.mala import MALA
 from boltzflow.transitions.metropolis import MetropolisKernel, RandomWalkMetropolis
+from boltzflow.transitions.particle_moves import (
+    ParticleDisplacement,
+    ParticleEnergies,
+    ParticleMove,
+    SpeciesSwap,
+    swap_monte_carlo,
+)
 from boltzflow.transitions.resampling import SystematicResampling
 from boltzflow.transitions.rigid_move import RigidMove
 from boltzflow.transitions.swap import swap_neighbours
@@ -36,8 +43,12 @@ __all__ = [
     "InternalToCartesian",
     "MetropolisKernel",
     "OverdampedLangevin",
+    "ParticleDisplacement",
+    "ParticleEnergies",
+    "ParticleMove",
     "RandomWalkMetropolis",
     "RigidMove",
+    "SpeciesSwap",
     "SplineCoupling",
     "SystematicResampling",
     "TorsionAxes",
@@ -48,5 +59,6 @@ __all__ = [
     "UnderdampedLangevin",
     "alternating_masks",
     "rotatable_axes",
+    "swap_monte_carlo",
     "swap_neighbours",
 ]

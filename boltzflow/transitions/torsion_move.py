@@ -110,7 +110,7 @@ def rotate_about_bond(
 
 
 def evaluate_moved(
-    state: State, moved: Float[Tensor, "batch n_atoms 3"], run: Run
+    state: State, moved: Float[Tensor, "batch n d"], run: Run
 ) -> tuple[Float64[Tensor, " batch"], State]:
     """Return the energy of a proposal and its State, with the force where the State before carries one.
 
