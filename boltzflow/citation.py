@@ -69,7 +69,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "MaximumLikelihood": ("noe2019",),
     "Mixture": ("noe2019",),
     "PathLikelihood": ("wu2020", "williams1992"),
-    "PathKL": ("roeder2017", "vaitl2024", "tucker2019", "bauer2021"),
+    "PathKL": ("roeder2017", "vaitl2024", "tucker2019", "bauer2021", "amari1985"),
     "ReverseKL": ("noe2019",),
     "SelfWeightedKL": ("mueller2019",),
     "Sequence": (),

@@ -163,6 +163,9 @@ class ObjectiveConfig(_Section):
     self_reverse_kl: float = Field(0.0, ge=0, description="Weight of KL(q‖p) from the model's own weighted samples.")
     path_forward_kl: float = Field(0.0, ge=0, description="The same as self_forward_kl, by path gradients.")
     path_reverse_kl: float = Field(0.0, ge=0, description="The same as self_reverse_kl, by path gradients.")
+    path_min_efficiency: float = Field(
+        0.0, ge=0, lt=1, description="path_forward_kl: batches below it train an α-divergence with flatter weights."
+    )
     chi_squared: float = Field(0.0, ge=0, description="Weight of log(1 + χ²(p‖q)) from the model's own samples.")
     log_variance: float = Field(0.0, ge=0, description="Weight of ½ Var(log w) on the model's own paths.")
     log_dispersion: float = Field(0.0, ge=0, description="Weight of ½ Var(log w) on the data.")

@@ -13,7 +13,7 @@ from boltzflow.objectives.log_variance import LogVariance
 from boltzflow.objectives.mass_transport import ConstrainedStep, MassTransport, constrained_step
 from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective, Step
-from boltzflow.objectives.path_kl import PathKL
+from boltzflow.objectives.path_kl import PathKL, flattening_power
 from boltzflow.objectives.path_likelihood import PathLikelihood
 from boltzflow.objectives.replay import ReplayBuffer
 from boltzflow.objectives.reverse_kl import ReverseKL, compress_energy
@@ -46,5 +46,6 @@ __all__ = [
     "compress_energy",
     "constrained_step",
     "decision_term",
+    "flattening_power",
     "geometric_ladder",
 ]

@@ -108,6 +108,7 @@ def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Obj
             target,
             forward=config.path_forward_kl,
             reverse=config.path_reverse_kl,
+            min_efficiency=config.path_min_efficiency,
             energy_cut=config.energy_cut,
             energy_base=config.energy_base,
         )

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from boltzflow.objectives import PathKL, ReverseKL, SelfWeightedKL, Step
+from boltzflow.io.config import ObjectiveConfig
+from boltzflow.objectives import PathKL, ReverseKL, SelfWeightedKL, Step, build_objective, flattening_power
 from boltzflow.run import make_rng
 from boltzflow.transitions.mala import MALA
 
@@ -57,6 +58,53 @@ def test_the_gradient_vanishes_at_the_target():
     assert gradient.abs().max() < 1e-12
     assert logged["ess_fraction"].item() == pytest.approx(1.0)
     assert logged["truncated_weight"].item() == 0.0
+
+
+def log_overlap(power, shift, log_scale):
+    """Log of the integral of p^α q^(1−α) for diagonal Gaussians: log E_q[w^α]."""
+    p, q = STD**2, torch.exp(2 * log_scale)
+    width = 1 / (power / p + (1 - power) / q)
+    log_ratio = 0.5 * (width.log() - power * p.log() - (1 - power) * q.log())
+    return (log_ratio - 0.5 * power * (1 - power) * (shift - MEAN) ** 2 / (power * q + (1 - power) * p)).sum()
+
+
+@pytest.mark.parametrize("power", [0.3, 0.5])
+def test_flattened_weights_have_the_gradient_of_an_alpha_divergence(power):
+    generator = affine(shift=(-0.5, 0.2), scale=(1.6, 0.9))
+    step = generator.transitions[0]
+    shift, log_scale = (p.detach().clone().requires_grad_() for p in (step.shift, step.log_scale))
+    # the efficiency that w^α has; of it follows α
+    efficiency = (2 * log_overlap(power, shift, log_scale) - log_overlap(2 * power, shift, log_scale)).exp().item()
+    divergence = log_overlap(power, shift, log_scale) / (power * (power - 1))
+    expected = torch.cat(torch.autograd.grad(divergence, [shift, log_scale]))
+    term = PathKL(generator, target(), max_weight=1e9, min_efficiency=efficiency)
+    runs = [gradients(term, rng=make_rng(7, k), n_samples=20_000)[1:] for k in range(20)]
+    found = torch.stack([gradient for gradient, _ in runs])
+    error = found.std(0) / 20**0.5
+    assert runs[0][1]["power"].item() == pytest.approx(power, abs=0.02)
+    assert ((found.mean(0) - expected).abs() < 4.5 * error + 0.005).all(), (found.mean(0), expected, error)
+
+
+def test_weights_are_as_flat_as_asked_for_and_no_flatter():
+    log_w = 5.0 * torch.randn(400, generator=make_rng(2), dtype=torch.float64)
+    log_w[:50] = -torch.inf
+    w = torch.where(log_w.isfinite(), flattening_power(log_w, 0.3) * log_w, -torch.inf).softmax(0)
+    assert 1 / (400 * w.square().sum()).item() == pytest.approx(0.3, abs=1e-4)
+    assert flattening_power(log_w, 0.0) == flattening_power(0.01 * log_w, 0.3) == 1.0
+    # more than the finite rows can have
+    assert 0.0 < flattening_power(log_w, 0.9) < 1e-5
+
+
+def test_the_gradient_is_finite_where_one_row_has_all_the_weight():
+    generator = affine(shift=(60.0, -60.0))
+    config = ObjectiveConfig(likelihood=0.0, path_forward_kl=1.0, path_min_efficiency=0.5)
+    _, plain, whole = gradients(PathKL(generator, target()))
+    _, flat, logged = gradients(build_objective(generator, target(), config))
+    assert whole["truncated_weight"] > 0.5 > logged["truncated_weight"]
+    assert logged["power"] < 0.1
+    # towards the target, as without, but from half of the rows
+    assert (flat[:2] * (affine(shift=(60.0, -60.0)).transitions[0].shift.detach() - MEAN) > 0).all()
+    assert torch.isfinite(torch.cat([plain, flat])).all()
 
 
 def test_weights_are_truncated_and_what_is_removed_is_logged():
