@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from boltzflow.generators.generator import Generator
+from boltzflow.networks import VectorField
 from boltzflow.run import Run, make_rng
 from boltzflow.state import Space, State
 from boltzflow.targets import (
@@ -45,6 +46,7 @@ from boltzflow.testing import (
     assert_unbiased,
     check_target,
     check_transition,
+    check_vector_field,
     run_at,
 )
 from boltzflow.transitions.hmc import HMC
@@ -509,6 +511,66 @@ def test_equivariance_failures():
     shifted = lambda p: p - p.mean(1, keepdim=True) + torch.eye(3)[0]  # noqa: E731
     with pytest.raises(AssertionError, match="a rotation changes"):
         assert_equivariant(shifted, x, rng=make_rng(0), output="equivariant")
+
+
+def test_equivariance_in_a_box():
+    box = torch.tensor([2.0, 2.0, 3.0])
+    x = 2 * torch.rand(3, 4, 3, dtype=torch.float64, generator=make_rng(0))
+
+    def nearest(p):
+        r = p[:, :, None] - p[:, None]
+        return r - box * torch.round(r / box)
+
+    squared = lambda p: nearest(p).square().sum((1, 2, 3))  # noqa: E731
+    for reflection in (False, True):
+        assert_equivariant(squared, x, rng=make_rng(0), permuted=[range(4)], box=box, reflection=reflection)
+    with pytest.raises(AssertionError, match="a rotation"):
+        assert_equivariant(squared, x, rng=make_rng(0))
+    with pytest.raises(AssertionError, match="choice of images"):
+        assert_equivariant(lambda p: (p[:, 0] - p[:, 1]).square().sum(1), x, rng=make_rng(0), box=box)
+    with pytest.raises(AssertionError, match="a rotation"):
+        assert_equivariant(lambda p: nearest(p)[..., 0].square().sum((1, 2)), x, rng=make_rng(0), box=box)
+
+
+class Springs(VectorField):
+    """v_i = Σ_j (x_j − x_i), with one fault."""
+
+    is_gradient = True
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault = fault
+
+    def forward(self, positions, t=0.0):
+        v = positions.shape[1] * (positions.mean(1, keepdim=True) - positions)
+        if self.fault == "twist":
+            v = v + positions.roll(1, 1) - positions
+        if self.fault == "mean":
+            v = v + 1.0
+        if self.fault == "clock":
+            v = v * (1.0 if isinstance(t, float) else 2.0)
+        return 0.0 * v if self.fault == "zero" else v
+
+    def divergence(self, positions, t=0.0):
+        exact = super().divergence(positions, t)
+        return 1.01 * exact if self.fault == "divergence" else exact
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("twist", "transposing the Jacobian"),
+        ("mean", "a rotation"),
+        ("clock", "one time for all rows"),
+        ("zero", "all velocities are zero"),
+        ("divergence", "divergence instead of autograd"),
+    ],
+)
+def test_faults_of_vector_fields(fault, message):
+    x = torch.randn(3, 4, 3, dtype=torch.float64, generator=make_rng(0))
+    check_vector_field(Springs(None), x, rng=make_rng(1), permuted=[range(4)])
+    with pytest.raises(AssertionError, match=message):
+        check_vector_field(Springs(fault), x, rng=make_rng(1))
 
 
 def test_harmonic_base_generator_is_unbiased():

@@ -8,6 +8,7 @@ from boltzflow.objectives.chi_squared import ChiSquared
 from boltzflow.objectives.cooling import Cooling
 from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.decisions import decision_term
+from boltzflow.objectives.fit_transport import TransportFit, fit_transport
 from boltzflow.objectives.likelihood import MaximumLikelihood
 from boltzflow.objectives.log_variance import LogVariance
 from boltzflow.objectives.mass_transport import ConstrainedStep, MassTransport, constrained_step
@@ -42,10 +43,12 @@ __all__ = [
     "Sequence",
     "Step",
     "TemperatureLadder",
+    "TransportFit",
     "build_objective",
     "compress_energy",
     "constrained_step",
     "decision_term",
+    "fit_transport",
     "flattening_power",
     "geometric_ladder",
 ]

@@ -1,17 +1,16 @@
 """Annealed flow transport: the maps between the levels of an annealed sampler, trained on its own populations."""
 
 import itertools
-import math
 
 import torch
 
 from boltzflow._typing import Float, Tensor
 from boltzflow.generators.generator import Generator
 from boltzflow.objectives.objective import Objective, Step, ess_fraction
+from boltzflow.objectives.population import bare, finite_weights, moved, weighted_mean
 from boltzflow.run import Run
-from boltzflow.state import State
 from boltzflow.targets.target import Target
-from boltzflow.transitions.transition import BatchStep, Bijection
+from boltzflow.transitions.transition import Bijection
 
 __all__ = ["AnnealedTransport"]
 
@@ -68,51 +67,18 @@ class AnnealedTransport(Objective):
         for transition in generator.transitions:
             if isinstance(transition, Bijection):
                 with torch.set_grad_enabled(last is None or k == last):
-                    state, r = transition(_bare(state), run) if ratio is None else transition(state, run)
+                    state, r = transition(bare(state), run) if ratio is None else transition(state, run)
                 ratio = r if ratio is None else ratio + r
                 continue
             here = run.at(path.at(transition.level))
             if ratio is not None:
                 after, _ = here.energy(state)
                 if last is None or k == last:
-                    loss = loss + _weighted(total - u, after - ratio - u)
-                total, u, state, ratio = total + ratio.detach(), after.detach(), _bare(state), None
+                    loss = loss + weighted_mean(total - u, after - ratio - u)
+                total, u, state, ratio = total + ratio.detach(), after.detach(), bare(state), None
                 if k == last:
                     break
                 k += 1
             with torch.no_grad():
-                state, u, total = _moved(transition, state, here, u, total)
-        return loss, {"transport": loss.detach(), "ess_fraction": ess_fraction(_weights(total - u))}
-
-
-def _bare(state: State) -> State:
-    """The same values without history and evaluations."""
-    return State({name: value.detach() for name, value in state.fields.items()}, state.spaces)
-
-
-def _weights(log_weights: Tensor) -> Tensor:
-    return torch.nan_to_num(log_weights.detach(), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
-
-
-def _weighted(log_weights: Tensor, cost: Tensor) -> Tensor:
-    """Mean of a cost over the weighted population; rows without finite cost or weight take no part."""
-    w = torch.softmax(_weights(log_weights), 0)
-    keep = torch.isfinite(cost.detach()) & (w > 0)
-    return torch.where(keep, w * torch.where(keep, cost, 0.0), 0.0).sum()
-
-
-def _moved(
-    transition: torch.nn.Module, state: State, run: Run, u: Tensor, total: Tensor
-) -> tuple[State, Tensor, Tensor]:
-    """One move or resampling at a level: the state, its energy and A."""
-    u, state = run.energy(state)
-    if not isinstance(transition, BatchStep):
-        state, ratio = transition(state, run)
-        after, state = run.energy(state)
-        return state, after, total + ratio
-    log_w = _weights(total - u)
-    ancestors = transition.choose(log_w, run.rng)
-    if ancestors is None:
-        return state, u, total
-    total = u[ancestors] + torch.logsumexp(log_w, 0) - math.log(len(u))
-    return state.index(ancestors), u[ancestors], total
+                state, u, total = moved(transition, state, here, u, total)
+        return loss, {"transport": loss.detach(), "ess_fraction": ess_fraction(finite_weights(total - u))}

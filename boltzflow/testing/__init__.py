@@ -3,8 +3,9 @@
 from boltzflow.testing._compare import run_at
 from boltzflow.testing.bijections import assert_invertible, assert_log_ratio
 from boltzflow.testing.checks import check_target, check_transition
+from boltzflow.testing.equivariance import assert_equivariant, check_vector_field
 from boltzflow.testing.generators import assert_crooks, assert_unbiased
-from boltzflow.testing.physics import assert_energy_matches_openmm, assert_equivariant
+from boltzflow.testing.physics import assert_energy_matches_openmm
 from boltzflow.testing.targets import assert_force, assert_normalised, assert_sampler, assert_target
 from boltzflow.testing.transitions import (
     assert_detailed_balance,
@@ -30,5 +31,6 @@ __all__ = [
     "assert_unbiased",
     "check_target",
     "check_transition",
+    "check_vector_field",
     "run_at",
 ]

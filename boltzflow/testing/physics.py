@@ -1,15 +1,15 @@
-"""Checks of potentials: parity with OpenMM, and symmetry."""
+"""Checks of potentials: parity with OpenMM."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from boltzflow._typing import Float, Tensor
-from boltzflow.testing._compare import TOLERANCE, fail
+from boltzflow.testing._compare import fail
 
-__all__ = ["assert_energy_matches_openmm", "assert_equivariant"]
+__all__ = ["assert_energy_matches_openmm"]
 
 
 def assert_energy_matches_openmm(
@@ -63,60 +63,3 @@ def assert_energy_matches_openmm(
                 f"force on atom {atom} of conformation {row} is {(-gradient[row, atom]).tolist()} kJ/mol/nm, OpenMM "
                 f"gives {f[atom].tolist()}: scaled difference {scaled[atom]:.2g} (tolerance {force_tolerance:g})."
             )
-
-
-def assert_equivariant(
-    function: Callable[[Tensor], Tensor],
-    positions: Float[Tensor, "batch n_atoms n_dimensions"],
-    *,
-    rng: torch.Generator,
-    output: Literal["invariant", "equivariant"] = "invariant",
-    translation: bool = True,
-    reflection: bool = False,
-    permuted: Sequence[Sequence[int]] | None = None,
-    tolerance: float | None = None,
-) -> None:
-    """Check that a function of positions respects rotations, translations and permutations of identical particles.
-
-    Args:
-        function: Maps positions to something per conformation ("invariant"), or to one vector per atom ("equivariant":
-            it rotates and permutes with the atoms, and does not change under translations).
-        positions: Shape (batch, n_atoms, n_dimensions).
-        rng: Random stream of the transformations.
-        output: How the result transforms.
-        translation: Whether to test translations.
-        reflection: Whether mirror images count as rotations.
-        permuted: Groups of interchangeable atoms; None tests no permutation.
-        tolerance: On |Δ| / (1 + max |result|); None = 1e-8 in float64, 1e-3 in float32.
-
-    Raises:
-        AssertionError: If the result transforms otherwise.
-    """
-    n_atoms, dim = positions.shape[1:]
-    tolerance = TOLERANCE[positions.dtype] if tolerance is None else tolerance
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=positions.dtype, device=rng.device, generator=rng).to(positions.device)
-
-    rotation = torch.linalg.qr(normal(dim, dim)).Q
-    if (torch.linalg.det(rotation) < 0) != reflection:
-        rotation[:, 0] = -rotation[:, 0]
-    before = function(positions)
-    expected = before @ rotation.T if output == "equivariant" else before
-    what = "rotation with reflection" if reflection else "rotation"
-    _compare(what, function(positions @ rotation.T), expected, tolerance)
-    if translation:
-        _compare("translation", function(positions + normal(len(positions), 1, dim)), before, tolerance)
-    for group in permuted or ():
-        order = torch.arange(n_atoms)
-        members = torch.tensor(list(group))
-        # a cycle moves every member, whatever the stream
-        order[members] = members.roll(1)
-        expected = before[:, order] if output == "equivariant" else before
-        _compare(f"permutation of atoms {list(group)}", function(positions[:, order]), expected, tolerance)
-
-
-def _compare(what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
-    off = ((found - expected).abs().max() / (1 + expected.abs().max())).item()
-    if not off <= tolerance:
-        fail(f"a {what} changes the result by {off:.3g} of its size (tolerance {tolerance:g}).")

@@ -3,6 +3,7 @@
 from boltzflow.transitions.affine import Affine, AffineCoupling
 from boltzflow.transitions.coupling import Conditioner, SplineCoupling, alternating_masks
 from boltzflow.transitions.elementwise import ElementwiseSpline
+from boltzflow.transitions.euler_flow import EulerFlow
 from boltzflow.transitions.hmc import HMC
 from boltzflow.transitions.internal import InternalToCartesian
 from boltzflow.transitions.langevin import OverdampedLangevin
@@ -40,6 +41,7 @@ __all__ = [
     "DrawVelocities",
     "DropVelocities",
     "ElementwiseSpline",
+    "EulerFlow",
     "InternalToCartesian",
     "MetropolisKernel",
     "OverdampedLangevin",

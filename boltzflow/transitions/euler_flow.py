@@ -1,0 +1,134 @@
+"""EulerFlow: explicit Euler steps along a vector field, weighed by the log-determinant of those very steps."""
+
+import torch
+
+from boltzflow._typing import Float, Float64, Tensor
+from boltzflow.networks.vector_field import VectorField
+from boltzflow.run import Run
+from boltzflow.state import State
+from boltzflow.transitions.step_size import at_least_one
+from boltzflow.transitions.transition import Bijection
+
+__all__ = ["EulerFlow"]
+
+MAX_NEWTON = 20
+
+
+class EulerFlow(Bijection):
+    """n steps x ← x + v(x, t)/n at t = 0, 1/n, …; log|det ∂y/∂x| is that of the steps, whatever n is.
+
+    The determinant of every step comes from a Cholesky factorisation of 1 + ∂v/∂x/n if the field is a gradient, from LU
+    otherwise. A step is one to one where its Jacobian is positive definite, between any two points joined by such
+    points: rows at which it is not (at which an LU determinant is not positive) are failures of the model and get NaN.
+    The reverse solves every step by Newton's method to the last digits; rows that do not converge are failures as well.
+
+    Positions are not wrapped into the box: what reads them takes nearest images. Where the space of the field has no
+    centre of mass v must have none either; along translations, which v does not see, the determinant is 1.
+
+    Args:
+        field: The velocities.
+        n_steps: Steps.
+        name: Name of the State's field of positions (batch, N, D).
+
+    References:
+        Invertible Residual Networks (Behrmann et al., 2019), https://arxiv.org/abs/1811.00995; normalising flows along
+        temperature in liquids: Jung, Biroli, Berthier (2024), https://arxiv.org/abs/2404.09914
+
+    Example:
+        >>> from boltzflow.networks import PairField
+        >>> from boltzflow.run import make_rng
+        >>> from boltzflow.targets import DoubleWellCluster
+        >>> flow = EulerFlow(PairField([0] * 4, 2, reach=6.0)).double()
+        >>> x = torch.randn(3, 4, 2, dtype=torch.float64, generator=make_rng(1))
+        >>> state = DoubleWellCluster().state(x - x.mean(1, keepdim=True))
+        >>> flow(state, Run(make_rng(1)))[1]  # untrained, it moves nothing
+        tensor([0., 0., 0.], dtype=torch.float64, grad_fn=<AddBackward0>)
+    """
+
+    def __init__(self, field: VectorField, *, n_steps: int = 1, name: str = "positions") -> None:
+        super().__init__()
+        self.field, self.name = field, name
+        self.n_steps = at_least_one("EulerFlow n_steps", n_steps)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds its references."""
+        return ("EulerFlow", type(self.field).__name__)
+
+    def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
+        """The steps in order; the log-ratio is log|det ∂y/∂x|."""
+        x, ratio = state[self.name], torch.zeros(len(state), dtype=torch.float64, device=state.device)
+        for k in range(self.n_steps):
+            v, jacobian = self.field.velocity_and_jacobian(x, k / self.n_steps)
+            x = x + v / self.n_steps
+            ratio = ratio + self._log_det(jacobian)
+        return state.replace(**{self.name: x}), ratio
+
+    def reverse(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
+        """The inverses in opposite order; minus log|det ∂y/∂x| of the same points."""
+        x, ratio = state[self.name], torch.zeros(len(state), dtype=torch.float64, device=state.device)
+        for k in reversed(range(self.n_steps)):
+            x = self._solved(x, k / self.n_steps)
+            ratio = ratio - self._log_det(self.field.jacobian(x, k / self.n_steps))
+        return state.replace(**{self.name: x}), ratio
+
+    def _matrix(self, jacobian: Tensor) -> Float64[Tensor, "batch coordinates coordinates"]:
+        eye = torch.eye(jacobian.shape[1], dtype=torch.float64, device=jacobian.device)
+        return eye + jacobian.double() / self.n_steps
+
+    def _log_det(self, jacobian: Tensor) -> Float64[Tensor, " batch"]:
+        matrix = self._matrix(jacobian)
+        if self.field.is_gradient:
+            return _PositiveLogDet.apply(matrix)
+        sign, log_det = torch.linalg.slogdet(matrix)
+        return torch.where(sign > 0, log_det, torch.nan)
+
+    def _solved(self, y: Float[Tensor, "batch particles dim"], t: float) -> Float[Tensor, "batch particles dim"]:
+        """The point x with x + v(x, t)/n = y, by Newton's method; NaN where it does not converge."""
+        tolerance = 64 * torch.finfo(y.dtype).eps
+        with torch.no_grad():
+            scale = 1.0 + y.abs().amax((1, 2))
+            x, converged = y, torch.zeros(len(y), dtype=torch.bool, device=y.device)
+            for _ in range(MAX_NEWTON):
+                v, jacobian = self.field.velocity_and_jacobian(x, t)
+                step = self._newton_step(x + v / self.n_steps - y, jacobian)
+                size = step.abs().amax((1, 2))
+                x = torch.where((converged | ~torch.isfinite(size))[:, None, None], x, x - step)
+                converged = converged | (size <= tolerance * scale)
+                if bool(converged.all()):
+                    break
+            x = torch.where(converged[:, None, None], x, torch.nan)
+        if not torch.is_grad_enabled():
+            return x
+        # one more step, of length zero, has the derivatives of the solution by y and by the parameters
+        v = self.field(x, t)
+        with torch.no_grad():
+            jacobian = self.field.jacobian(x, t)
+        return x - self._newton_step(x + v / self.n_steps - y, jacobian)
+
+    def _newton_step(self, residual: Tensor, jacobian: Tensor) -> Tensor:
+        solved, _ = torch.linalg.solve_ex(self._matrix(jacobian), residual.double().flatten(1)[..., None])
+        return solved[..., 0].unflatten(1, residual.shape[1:]).to(residual.dtype)
+
+    def extra_repr(self) -> str:
+        """Steps and the field of the State."""
+        return f"n_steps={self.n_steps}, name={self.name!r}"
+
+
+class _PositiveLogDet(torch.autograd.Function):
+    """log det of symmetric positive definite matrices, NaN of others."""
+
+    @staticmethod
+    def forward(ctx, matrix):
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        bad = (info != 0)[:, None, None]
+        factor = torch.where(bad, torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device), factor)
+        ctx.save_for_backward(factor, bad)
+        log_det = 2.0 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        return torch.where(bad[:, 0, 0], torch.nan, log_det)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        factor, bad = ctx.saved_tensors
+        return torch.where(bad, 0.0, grad[:, None, None] * torch.cholesky_inverse(factor))
