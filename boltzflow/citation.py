@@ -36,6 +36,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "AffineCoupling": ("dinh2017",),
     "BAOAB": ("leimkuhler2013", "nilmeier2011", "sivak2013"),
     "BBK": ("bruenger1984", "nilmeier2011"),
+    "BlockToInternal": ("noe2019",),
     "DrawVelocities": (),
     "DropVelocities": (),
     "ElementwiseSpline": ("durkan2019",),

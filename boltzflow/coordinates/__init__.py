@@ -1,6 +1,7 @@
 """Pure maps: internal coordinates and their label sectors, constraints, mean-free coordinates, alignment, the torus."""
 
 from boltzflow.coordinates.alignment import align, rmsd
+from boltzflow.coordinates.cartesian_block import CartesianBlock
 from boltzflow.coordinates.constraints import Constraints
 from boltzflow.coordinates.domain import InternalDomain
 from boltzflow.coordinates.frozen import FrozenCoordinates, frozen_coordinates
@@ -12,6 +13,7 @@ from boltzflow.coordinates.torus import circular_difference, wrap
 from boltzflow.coordinates.zmatrix import ZMatrix
 
 __all__ = [
+    "CartesianBlock",
     "Constraints",
     "FrozenCoordinates",
     "InternalCoordinateMap",

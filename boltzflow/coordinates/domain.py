@@ -40,6 +40,7 @@ class InternalDomain:
         torsion_std: (n_atoms - 3,) rad. For siblings the width of the one mode; for proper torsions the width of the
             well of the reference, at most pi; in small rings at least half of the torsion in the ring, so that the
             inverted ring is within four widths.
+        covariance: (3 n_atoms - 6, 3 n_atoms - 6) of bonds, angles and torsions, in this order, by the same analysis.
         hand: (n_atoms - 3,) +1, -1 or 0 for (0, pi), (-pi, 0) or the circle, of ``LabelSector``.
         soft: (n_atoms - 3,) bool; True for torsions that explore the circle: the proper ones but for those about bonds
             of rings of up to eight atoms.
@@ -51,6 +52,7 @@ class InternalDomain:
     angle_std: Float64[Tensor, " n_angles"]
     torsion_mean: Float64[Tensor, " n_torsions"]
     torsion_std: Float64[Tensor, " n_torsions"]
+    covariance: Float64[Tensor, "d d"]
     hand: Int[Tensor, " n_torsions"]
     soft: Bool[Tensor, " n_torsions"]
 
@@ -109,8 +111,10 @@ class InternalDomain:
                 torch.full((n - 3,), torch.pi, dtype=torch.float64),
             ]
         )
-        std = _harmonic_widths(reference, z, bonds=bonds, angles=angles, torsions=torsions, widths=widths, kT=kT)
-        bond_std, angle_std, torsion_std = std.split([n - 1, n - 2, n - 3])
+        covariance = _harmonic_covariance(
+            reference, z, bonds=bonds, angles=angles, torsions=torsions, widths=widths, kT=kT
+        )
+        bond_std, angle_std, torsion_std = covariance.diagonal().sqrt().split([n - 1, n - 2, n - 3])
         q, _ = InternalCoordinateMap(z)(reference[None])
         in_ring = _ring_torsions(z, reference)
         flip = torch.tensor([0.5 * abs(in_ring.get(row, 0.0)) for row in range(n - 3)], dtype=torch.float64)
@@ -123,6 +127,7 @@ class InternalDomain:
             angle_std=angle_std,
             torsion_mean=q.torsions[0],
             torsion_std=torch.maximum(torsion_std, flip),
+            covariance=covariance,
             hand=sector.hand.cpu(),
             soft=soft,
         )
@@ -148,7 +153,7 @@ def _ring_torsions(z: ZMatrix, x: Tensor) -> dict[int, float]:
     return found
 
 
-def _harmonic_widths(
+def _harmonic_covariance(
     x: Tensor,
     z: ZMatrix,
     *,
@@ -158,7 +163,7 @@ def _harmonic_widths(
     widths: Tensor,
     kT: float,
 ) -> Tensor:
-    """Return the standard deviations (d,) of the internal coordinates under the terms and restraints of given width."""
+    """Return the covariance (d, d) of the internal coordinates under the terms and restraints of given width."""
 
     def rows(terms: Sequence[tuple], n: int, n_constants: int) -> tuple[Tensor, Tensor]:
         atoms = torch.tensor([term[:n] for term in terms], dtype=torch.int64).reshape(-1, n)
@@ -191,7 +196,8 @@ def _harmonic_widths(
     shifts = [axis.expand_as(arm) for axis in torch.eye(3, dtype=torch.float64)]
     rigid = torch.stack([*turns, *shifts]).flatten(1)
     precision += rigid.T @ rigid
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(precision), b.T, upper=False).square().sum(0).sqrt()
+    whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(precision), b.T, upper=False)
+    return whitened.T @ whitened
 
 
 def _slopes(value: Callable[[Tensor], Tensor], x: Tensor, atoms: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from boltzflow.errors import UnsupportedForceError
 from boltzflow.generators.annealing import annealed_importance, smc
 from boltzflow.generators.blocks import stochastic_block
 from boltzflow.generators.generator import Generator
+from boltzflow.generators.normal_base import normal_base
 from boltzflow.generators.schedule import Schedule, find_schedule
 from boltzflow.io.config import GeneratorConfig
-from boltzflow.targets.bases import Gaussian, MeanFreeGaussian
 from boltzflow.targets.target import Base
 from boltzflow.transitions.transition import Transition
 
@@ -90,15 +90,4 @@ def _base(system: "System | AnalyticSystem", scale: float) -> Base:
             "distribution. Anneal it in Python, from the frames of an ensemble at a higher temperature: "
             "boltzflow.generators.smc over a TemperedPath"
         )
-    target = system.target
-    name, space = next(iter(target.fields.items()))
-    if len(target.fields) == 1 and space.kind == "line":
-        if target.measure == "mean-free":
-            return MeanFreeGaussian(*space.shape, scale=scale, name=name)
-        if target.measure == "lebesgue":
-            return Gaussian(space.shape, scale=scale, name=name)
-    kinds = ", ".join(f"{key} ({value.kind})" for key, value in target.fields.items())
-    raise UnsupportedForceError(
-        f"system {system.name}: the families smc and annealed_importance start from a normal distribution of one field "
-        f"on lines; its fields are {kinds}, of measure {target.measure!r}"
-    )
+    return normal_base(system.target, scale=scale)

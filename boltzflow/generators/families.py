@@ -59,13 +59,13 @@ def internal_spline_flow(system: "System", config: GeneratorConfig) -> Generator
     broadly about those of the relaxed structure; torsions of small rings are lines, too. Coordinates that constraints
     fix are constants, so that samples lie on the constraints and weights are exact. After the couplings every
     coordinate has a marginal spline of its own, and the lines a triangular affine map that takes up their linear
-    correlations.
+    correlations. With `coordinates: mixed` a block in the middle is Cartesian, see `internal_coordinates`.
 
     Args:
         system: Gives the Z-matrix, its domain and the temperature.
         config: Sizes.
     """
-    kinds, circular, placed = internal_coordinates(system)
+    kinds, circular, maps = internal_coordinates(system, config)
     rng = make_rng(config.mask_seed)
     # Initial weights are a function of the configuration alone, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
@@ -77,5 +77,4 @@ def internal_spline_flow(system: "System", config: GeneratorConfig) -> Generator
     transitions.append(ElementwiseSpline(kinds, bins=config.n_marginal_bins, bound=config.bound))
     if config.full_affine:
         transitions.append(TriangularAffine(torch.nonzero(~circular).flatten()))
-    transitions.append(placed)
-    return Generator(ProductBase(kinds), transitions)
+    return Generator(ProductBase(kinds), [*transitions, *maps])

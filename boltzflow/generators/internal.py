@@ -1,14 +1,17 @@
-"""Internal coordinates of a molecule as a flow sees them: scaled by its force field, with the map to positions."""
+"""Coordinates of a molecule as a flow sees them: internal or mixed, scaled by its force field, and their maps."""
 
 from typing import TYPE_CHECKING
 
 import torch
 
 from boltzflow._typing import Bool, Tensor
-from boltzflow.coordinates import FrozenCoordinates, InternalDomain, frozen_coordinates
+from boltzflow.coordinates import CartesianBlock, FrozenCoordinates, InternalDomain, frozen_coordinates
 from boltzflow.errors import UnsupportedForceError
+from boltzflow.io.config import GeneratorConfig
 from boltzflow.targets.molecule import kT
+from boltzflow.transitions.block import BlockToInternal
 from boltzflow.transitions.internal import InternalToCartesian
+from boltzflow.transitions.transition import Bijection
 
 if TYPE_CHECKING:
     from boltzflow.systems import System
@@ -16,29 +19,61 @@ if TYPE_CHECKING:
 __all__ = ["internal_coordinates"]
 
 
-def internal_coordinates(system: "System") -> tuple[list[str], Bool[Tensor, " d"], InternalToCartesian]:
+def internal_coordinates(
+    system: "System", config: GeneratorConfig
+) -> tuple[list[str], Bool[Tensor, " d"], list[Bijection]]:
     """Coordinates in which a flow over a molecule moves; those that constraints freeze are not among them.
+
+    They are internal, or mixed: the atom in the middle and its neighbours are then a whitened block of Cartesian
+    coordinates in their own frame, see `coordinates.CartesianBlock`, and the others are internal. Proper torsions are
+    circles, unless the couplings of a `stochastic_flow` are affine and can bend lines only: then they are deviations in
+    radians from the relaxed structure, of at most half a turn.
 
     Args:
         system: Gives the Z-matrix, its domain and the temperature.
+        config: Which coordinates.
 
     Returns:
-        Their kinds, "circle" or "line"; which are circles, (d,) bool; and the map from field "q" to positions.
+        Their kinds, "circle" or "line"; which are circles, (d,) bool; and the maps from field "q" to positions.
 
     Raises:
         UnsupportedForceError: If the system is periodic, has virtual sites, or constraints that are no internal
-            coordinates.
+            coordinates; in mixed coordinates if it has any constraints, or molecules are joined within the block.
     """
+    block = _block(system) if config.coordinates == "mixed" else None
     domain = _domain(system)
     mean = torch.cat([domain.bond_mean, domain.angle_mean, domain.torsion_mean])
-    scale = torch.cat([domain.bond_std, domain.angle_std, domain.torsion_std])
+    soft = domain.soft.bool()
+    as_lines = config.family == "stochastic_flow" and config.n_couplings > 0 and config.stochastic.coupling == "affine"
+    torsion_std = torch.where(soft & as_lines, torch.ones_like(domain.torsion_std), domain.torsion_std)
+    scale = torch.cat([domain.bond_std, domain.angle_std, torsion_std])
     n_lengths = len(domain.bond_mean) + len(domain.angle_mean)
-    circular = torch.cat([torch.zeros(n_lengths, dtype=torch.bool), domain.soft.bool()])
+    circular = torch.cat([torch.zeros(n_lengths, dtype=torch.bool), soft & (not as_lines)])
     frozen = _frozen(system)
     sampled = circular if frozen is None else circular[~frozen.mask]
     kinds = ["circle" if c else "line" for c in sampled.tolist()]
-    placed = InternalToCartesian(system.zmatrix, mean=mean, scale=scale, circular=circular, frozen=frozen)
-    return kinds, sampled, placed
+    maps: list[Bijection] = [
+        InternalToCartesian(system.zmatrix, mean=mean, scale=scale, circular=circular, frozen=frozen)
+    ]
+    if block is not None:
+        rows = block.columns
+        covariance = domain.covariance[rows][:, rows]
+        maps.insert(0, BlockToInternal(block, mean=mean[rows], scale=scale[rows], covariance=covariance))
+    return kinds, sampled, maps
+
+
+def _block(system: "System") -> CartesianBlock:
+    if system.n_constraints:
+        raise UnsupportedForceError(
+            f"system {system.name} has {system.n_constraints} constraints, which hold bonds and angles, and a block in "
+            "Cartesian coordinates has none; set generator.coordinates to internal."
+        )
+    if system.zmatrix.linked_bonds[:2].any():
+        raise UnsupportedForceError(
+            f"system {system.name}: the middle of its Z-matrix joins two molecules, whose distance is too broad for a "
+            "whitened block; set generator.coordinates to internal."
+        )
+    return CartesianBlock(system.zmatrix)
 
 
 def _frozen(system: "System") -> FrozenCoordinates | None:

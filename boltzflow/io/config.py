@@ -71,6 +71,11 @@ class GeneratorConfig(_Section):
     family: Literal["internal_spline_flow", "stochastic_flow", "smc", "annealed_importance"] = Field(
         "internal_spline_flow", description="Assembled family, see boltzflow.generators."
     )
+    coordinates: Literal["internal", "mixed"] = Field(
+        "internal",
+        description="Of a molecule: internal, or mixed, in which the atom in the middle and its neighbours are a "
+        "whitened block of Cartesian coordinates in their own frame.",
+    )
     n_couplings: int = Field(8, ge=0, description="Couplings; a stochastic_flow may have none.")
     hidden: tuple[PositiveInt, ...] = Field((128, 128), description="Widths of the conditioners' hidden layers.")
     n_bins: int = Field(8, ge=2, description="Spline bins of a coupling.")

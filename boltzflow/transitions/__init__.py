@@ -1,6 +1,7 @@
 """Steps that know their own log-ratio: couplings, splines, coordinate maps, Metropolis kernels, resampling."""
 
 from boltzflow.transitions.affine import Affine, AffineCoupling
+from boltzflow.transitions.block import BlockToInternal
 from boltzflow.transitions.coupling import Conditioner, SplineCoupling, alternating_masks
 from boltzflow.transitions.elementwise import ElementwiseSpline
 from boltzflow.transitions.euler_flow import EulerFlow
@@ -36,6 +37,7 @@ __all__ = [
     "AffineCoupling",
     "BatchStep",
     "Bijection",
+    "BlockToInternal",
     "Conditioner",
     "DetailedBalance",
     "DrawVelocities",

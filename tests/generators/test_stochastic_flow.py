@@ -1,4 +1,6 @@
-"""Stochastic normalizing flows: exact weights both ways in Cartesian and internal coordinates, levels, training."""
+"""Stochastic normalizing flows: exact weights in Cartesian, mixed and internal coordinates, levels, training."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,19 +12,26 @@ from boltzflow.io.config import GeneratorConfig, StochasticConfig, parse_config
 from boltzflow.objectives import PathLikelihood, ReverseKL, build_objective
 from boltzflow.run import make_rng
 from boltzflow.systems import load_system
+from boltzflow.targets.bases import MeanFreeGaussian
 from boltzflow.testing import assert_crooks, assert_unbiased, run_at
 from boltzflow.training import Trainer
-from boltzflow.transitions import DrawVelocities, InternalToCartesian, RandomWalkMetropolis
+from boltzflow.transitions import BlockToInternal, DrawVelocities, InternalToCartesian, RandomWalkMetropolis
 from boltzflow.transitions.compiled import uncompiled
 from boltzflow.workflow import training_data
 
 torch.set_num_threads(1)
 
 
-def config(*, couplings=4, coupling="affine", **stochastic):
+def config(*, couplings=4, coupling="affine", coordinates="internal", **stochastic):
     stochastic = {"n_transforms": 2, "coupling": coupling, "n_steps": 2, "step_size": 0.1, **stochastic}
     return GeneratorConfig(
-        family="stochastic_flow", n_couplings=couplings, hidden=(8,), n_bins=4, n_marginal_bins=4, stochastic=stochastic
+        family="stochastic_flow",
+        coordinates=coordinates,
+        n_couplings=couplings,
+        hidden=(8,),
+        n_bins=4,
+        n_marginal_bins=4,
+        stochastic=stochastic,
     )
 
 
@@ -62,22 +71,49 @@ def test_a_flow_that_covers_the_target_is_unbiased(well):
     assert_unbiased(flow, well.target, n=4000, rng=make_rng(1))
 
 
-def test_blocks_in_internal_coordinates_see_the_pulled_back_target(molecule):
-    flow = build_generator(molecule, config(couplings=0, coupling="spline", n_transforms=1), dtype=torch.float64)
-    *_, block, placed = flow.transitions
+@pytest.mark.parametrize("coordinates", ["internal", "mixed"])
+@pytest.mark.parametrize("coupling", ["spline", "affine"])
+def test_blocks_see_the_target_pulled_back_to_the_coordinates_of_the_flow(molecule, coordinates, coupling):
+    settings = config(couplings=2, coupling=coupling, coordinates=coordinates, n_transforms=1)
+    flow = build_generator(molecule, settings, dtype=torch.float64)
+    kinds = [InternalToCartesian] if coordinates == "internal" else [BlockToInternal, InternalToCartesian]
+    block, *maps = flow.transitions[-1 - len(kinds) :]
     assert isinstance(block, RandomWalkMetropolis)
-    assert isinstance(placed, InternalToCartesian)
+    assert [type(m) for m in maps] == kinds
     with torch.no_grad(), uncompiled():
         reference = molecule.reference().select(slice(0, 16)).to_state(dtype=torch.float64)
         trajectory = flow.trace_back(reference, molecule.target, make_rng(1))
-        q, minus_map = placed.reverse(reference, run_at(molecule.target, make_rng(0)))
+        q, log_det = reference, 0.0
+        for one in reversed(maps):
+            q, minus_ratio = one.reverse(q, run_at(molecule.target, make_rng(0)))
+            log_det = log_det - minus_ratio
         pulled = flow.path(flow.base, molecule.target).at(1.0).terms[0][1].reduced_energy(q)
         energy = molecule.target.reduced_energy(reference)
-    block_ratio, map_ratio = trajectory.log_ratios[-2:]
     assert torch.isfinite(trajectory.log_weights).all()
-    assert (block_ratio != 0).any()
-    torch.testing.assert_close(map_ratio, -minus_map)
-    torch.testing.assert_close(pulled, energy - map_ratio)
+    assert (trajectory.log_ratios[-1 - len(maps)] != 0).any()
+    torch.testing.assert_close(sum(trajectory.log_ratios[-len(maps) :]), log_det)
+    torch.testing.assert_close(pulled, energy - log_det)
+
+
+@pytest.mark.parametrize(
+    ("coupling", "coordinates"), [("spline", "mixed"), ("affine", "internal"), ("affine", "mixed")]
+)
+def test_all_coordinates_give_normalised_densities_of_the_same_positions(molecule, coupling, coordinates):
+    """E_p[q/p] = 1 for the density p of circles and internal coordinates, and q of lines or of a Cartesian block."""
+    settings = {"kernel": "none", "n_transforms": 1}
+    known = build_generator(molecule, config(couplings=0, coupling="spline", **settings), dtype=torch.float64)
+    couplings = 2 if coupling == "affine" else 0
+    other = config(couplings=couplings, coupling=coupling, coordinates=coordinates, **settings)
+    flow = build_generator(molecule, other, dtype=torch.float64)
+    with torch.no_grad(), uncompiled():
+        state = known.as_target().sample(4000, make_rng(3))
+        ratio = (flow.log_prob(state) - known.log_prob(state)).exp()
+    ratio = torch.nan_to_num(ratio)
+    error = ratio.std() / len(ratio) ** 0.5
+    assert error < 0.1
+    # normal densities of lines end at half a turn from the relaxed structure, where circles end nowhere
+    cut = 1.0 if coupling == "spline" else torch.erf(torch.tensor(torch.pi / 2**0.5)).item() ** 7
+    assert abs(ratio.mean() - cut) < 4 * error
 
 
 def test_stochastic_steps_improve_what_a_molecule_flow_gives(molecule):
@@ -130,10 +166,37 @@ def test_couplings_that_cannot_be_divided_are_refused(well):
         build_generator(well, config(couplings=3))
 
 
-def test_fields_that_are_not_flat_are_refused(tmp_path):
+@pytest.mark.parametrize("kernel", ["metropolis", "mala", "hmc", "baoab"])
+def test_blocks_of_particles_stay_on_the_mean_free_subspace_with_exact_weights(kernel):
+    trap = SimpleNamespace(name="trap", temperature=None, target=MeanFreeGaussian(4, 2, scale=1.4).double())
+    settings = config(couplings=0, kernel=kernel, step_size=0.2, n_leapfrog=2, n_transforms=2)
+    flow = build_generator(trap, settings, dtype=torch.float64)
+    assert isinstance(flow.base, MeanFreeGaussian)
+    assert_crooks(flow, trap.target, n=4000, rng=make_rng(1))
+    end = flow.rollout(8, trap.target, make_rng(2)).end["positions"]
+    assert end.mean(1).abs().max() < 1e-14
+
+
+def test_four_particles_have_their_reference_energy(tmp_path):
     (tmp_path / "system.yaml").write_text("name: dw4\ndescription: four particles\ntarget: DoubleWellCluster\n")
-    with pytest.raises(UnsupportedForceError, match="one flat field"):
+    system = load_system(tmp_path)
+    settings = config(couplings=0, kernel="hmc", n_transforms=40, n_steps=1, step_size=0.3)
+    ensemble = build_generator(system, settings, dtype=torch.float64).sample(2000, system.target, seed=1)
+    energy = ensemble.expectation(ensemble.reduced_energies)
+    assert energy.error < 0.3
+    assert abs(energy.value + 22.539) < 4 * energy.error
+
+
+def test_couplings_of_particles_are_refused(tmp_path):
+    (tmp_path / "system.yaml").write_text("name: dw4\ndescription: four particles\ntarget: DoubleWellCluster\n")
+    with pytest.raises(UnsupportedForceError, match=r"positions of shape \(4, 2\). Set generator.n_couplings to 0"):
         build_generator(load_system(tmp_path), config())
+
+
+def test_a_block_of_constrained_bonds_is_refused():
+    held = SimpleNamespace(name="held", n_constraints=12, temperature=300.0)
+    with pytest.raises(UnsupportedForceError, match=r"held has 12 constraints.*set generator.coordinates to internal"):
+        build_generator(held, config(coordinates="mixed"))
 
 
 def test_an_analytic_energy_has_no_internal_coordinates(well):
