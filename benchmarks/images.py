@@ -2,15 +2,15 @@
 
 python benchmarks/images.py [--plan face:5,1,2 spiral:5 chart:5 face:4] [--runs runs/images] [-n 500000] [--output FILE]
 
-Flows of affine (RNVP) or spline (NSF) couplings, alone and with 10 Metropolis steps of 0.1 after every transform of two
-couplings, are trained by the recipes of the systems: 2000 steps of likelihood on 250 of 500 000 exact samples. The score
-is KL(exact || samples) of 50 x 50 bins over |x|, |y| <= 3, both with 1e-10 added, where the exact probabilities come from
-quadrature and samples outside count as lost. It is computed for the samples as they are, beside the score of as many
-exact samples, and with their exact weights, beside what the spread of the weights alone makes it: half the sum over the
-bins of the variance of the weighted fraction, divided by the exact one. Pure Metropolis walks on the target from the
-base, step 0.1.
+Flows of affine (RNVP) or spline (NSF) couplings, alone and with 10 Metropolis steps of 0.1 after every transform of
+two couplings, are trained by the recipes of the systems: 2000 steps of likelihood on 250 of 500 000 exact samples. The
+score is KL(exact || samples) of 50 x 50 bins over |x|, |y| <= 3, both with 1e-10 added, where the exact probabilities
+come from quadrature and samples outside count as lost. It is computed for the samples as they are, beside the score of
+as many exact samples, and with their exact weights, beside what the spread of the weights alone makes it: half the sum
+over the bins of the variance of the weighted fraction, divided by the exact one. Pure Metropolis walks on the target
+from the base, step 0.1.
 
-Every run is a run folder under --runs that holds its score as well, so that the script can be stopped and started again.
+Every run is a run folder under --runs that holds its score as well: the script can be stopped and started again.
 """
 
 import argparse
@@ -158,7 +158,9 @@ def metropolis(system: AnalyticSystem, n: int, runs: Path) -> dict:
 def main() -> None:
     """Train and score what was planned, in that order."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plan", nargs="+", default=["face:5,1,2", "spiral:5", "chart:5", "face:4"], metavar="PICTURE:N,N,...")
+    parser.add_argument(
+        "--plan", nargs="+", default=["face:5,1,2", "spiral:5", "chart:5", "face:4"], metavar="PICTURE:N,N,..."
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/images"))
     parser.add_argument("-n", type=int, default=500_000)
     parser.add_argument("--output")

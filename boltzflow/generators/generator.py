@@ -10,7 +10,6 @@ import torch
 from boltzflow._typing import Bool, Float64, Int, Tensor
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import NonFiniteEnergyError
-from boltzflow.generators.acceptance import reset_acceptance, warn_of_rejection
 from boltzflow.generators.path_density import PathDensity
 from boltzflow.generators.shards import shard_ensemble
 from boltzflow.io.provenance import method_names
@@ -18,6 +17,7 @@ from boltzflow.paths import GeometricPath, Path
 from boltzflow.run import Context, Ledger, Run, make_rng, new_seed
 from boltzflow.state import State
 from boltzflow.targets.target import Base, Target
+from boltzflow.transitions.acceptance import reset_acceptance, warn_of_rejection
 from boltzflow.transitions.transition import BatchStep, Bijection, Transition
 
 __all__ = ["Generator", "GeneratorTarget", "Trajectory"]

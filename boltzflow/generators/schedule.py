@@ -10,11 +10,11 @@ import torch
 
 from boltzflow._typing import Float64, Tensor
 from boltzflow.errors import AnnealingError, NonFiniteEnergyError
-from boltzflow.generators.acceptance import FEWEST_ACCEPTED, rejects_everything
 from boltzflow.paths import GeometricPath, Path
 from boltzflow.run import Context, Ledger, Run, make_rng, new_seed
 from boltzflow.state import State
 from boltzflow.targets.target import Base, Target
+from boltzflow.transitions.acceptance import FEWEST_ACCEPTED, rejects_everything
 from boltzflow.transitions.metropolis import MetropolisKernel
 from boltzflow.transitions.resampling import SystematicResampling
 from boltzflow.transitions.transition import Bijection, Transition
@@ -276,7 +276,7 @@ class _Pilot:
         self.u = self._energies(level)
         for kernel, rate in zip(self.kernels, acceptance, strict=True):
             if rate < FEWEST_ACCEPTED:
-                raise AnnealingError(f"find_schedule: {rejects_everything(kernel, rate)} in more rounds.")
+                raise AnnealingError(f"find_schedule: {rejects_everything(kernel, rate)}, or adapt it in more rounds.")
         adapted = [m and hasattr(k, "step_size") for m, k in zip(metropolis, self.kernels, strict=True)]
         steps = [float(k.step_size) if a else math.nan for a, k in zip(adapted, self.kernels, strict=True)]
         return tuple(steps), tuple(acceptance)

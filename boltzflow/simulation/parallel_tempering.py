@@ -19,6 +19,7 @@ from boltzflow.simulation.relaxation import relax
 from boltzflow.simulation.result import ChainResult
 from boltzflow.state import Evaluation, State
 from boltzflow.targets.target import Target
+from boltzflow.transitions.acceptance import FEWEST_ACCEPTED, rejects_everything
 from boltzflow.transitions.metropolis import MetropolisKernel
 from boltzflow.transitions.swap import swap_neighbours
 
@@ -337,6 +338,7 @@ class ParallelTempering:
         if on_chunk is not None and frames:
             on_chunk(self._result(frames, {}, {}, began))
             frames = []
+        self._warn_of_rejection()
         observables = {name: torch.stack(values).cpu() for name, values in series.items()}
         return self._result(
             frames, observables, self.diagnostics() | {"series": series_diagnostics(observables)}, began
@@ -385,6 +387,18 @@ class ParallelTempering:
             "step_sizes": {i: s.tolist() for i, s in self.step_sizes.items()},
             "seed": self.seed,
         }
+
+    def _warn_of_rejection(self) -> None:
+        """Log a warning for the kernel and rung whose frozen step stands still the most."""
+        if not self._tuned:
+            return
+        rates = torch.where(self._applied > 0, self._accepted / self._applied, 1.0)[self._tuned]
+        worst = int(rates.argmin())
+        i, rung = self._tuned[worst // self.n_rungs], worst % self.n_rungs
+        rate, step_size = float(rates.min()), float(self.step_sizes[i][rung])
+        if rate < FEWEST_ACCEPTED:
+            text = rejects_everything(self.kernels[i], rate, where=f"rung {rung}", step_size=step_size)
+            _log.warning("%s, or give the burn-in that adapts it more sweeps.", text)
 
     def _identity(self) -> dict[str, Any]:
         return {

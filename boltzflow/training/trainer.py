@@ -23,6 +23,7 @@ from boltzflow.training.graph import StepGraph
 from boltzflow.training.memory import keep_freed_memory
 from boltzflow.training.processes import Processes
 from boltzflow.training.schedule import warmup_cosine
+from boltzflow.transitions.acceptance import reset_acceptance, warn_of_rejection
 
 __all__ = ["Trainer", "TrainingState"]
 
@@ -122,6 +123,7 @@ class Trainer:
         self.n_clipped = self.n_skipped = self.n_skipped_in_a_row = 0
         self.seconds = 0.0
         self._graph: StepGraph | None = None
+        self._warned = False
         self._sums: dict[str, Tensor] = {}
         self._n_summed = 0
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
@@ -187,6 +189,7 @@ class Trainer:
                     self._share_ledger()
                 if logs:
                     self._log(bar)
+                    self._warn_of_rejection()
                 if saves and on_checkpoint is not None and self.world.is_first:
                     on_checkpoint(self)
 
@@ -318,6 +321,13 @@ class Trainer:
         if self.metrics is not None:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def _warn_of_rejection(self) -> None:
+        """Say once if a stochastic step of the generator has stood still since the last time."""
+        transitions = self._own_objective.generator.transitions
+        if self.world.is_first and not self._warned:
+            self._warned = warn_of_rejection(transitions)
+        reset_acceptance(transitions)
 
     def state(self) -> TrainingState:
         """Everything that a checkpoint needs besides the parameters."""

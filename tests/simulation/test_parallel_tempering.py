@@ -1,6 +1,7 @@
 """Parallel tempering on the double well: populations, costs, resume, diagnostics; and its parts."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def left(state):
     return (state["x"][:, 0] < 0).double()
 
 
-def build(seed=1, *, n_chains=16, temperatures=TEMPERATURES, n_leapfrog=4, name="well", **options):
+def build(seed=1, *, n_chains=16, temperatures=TEMPERATURES, n_leapfrog=4, name="well", kernel=None, **options):
     target = DoubleWell(name)
     start = target.state(torch.tensor([[1.7, 0.0]], dtype=torch.float64))
     return ParallelTempering(
@@ -51,7 +52,7 @@ def build(seed=1, *, n_chains=16, temperatures=TEMPERATURES, n_leapfrog=4, name=
         start,
         temperatures=temperatures,
         n_chains=n_chains,
-        kernels=[HMC(0.05, n_leapfrog=n_leapfrog)],
+        kernels=[kernel or HMC(0.05, n_leapfrog=n_leapfrog)],
         observables={"left": left},
         seed=seed,
         **options,
@@ -94,6 +95,17 @@ def test_step_sizes_are_adapted_by_temperature_and_then_frozen(finished):
     acceptance = torch.tensor(result.diagnostics["acceptance"][0])
     assert (acceptance - 0.75).abs().max() < 0.1
     assert simulation.step_sizes[0].tolist() == result.diagnostics["step_sizes"][0]
+
+
+def test_a_step_that_rejects_everything_is_reported(caplog):
+    build().run(10)
+    assert not caplog.text
+    build(kernel=RandomWalkMetropolis(1e4)).run(10)
+    assert re.search(
+        r"RandomWalkMetropolis at rung \d with step size 1e\+04 accepts 0\.\d+% of its proposals, where 30% are aimed "
+        r"at\. Take a step several times smaller, or give the burn-in that adapts it more sweeps",
+        caplog.text,
+    )
 
 
 def test_without_a_ladder_the_chains_disagree():

@@ -12,10 +12,11 @@ import torch
 from boltzflow.errors import NonFiniteEnergyError
 from boltzflow.generators import Generator
 from boltzflow.io.config import TrainingConfig
-from boltzflow.objectives import MaximumLikelihood, Mixture, Objective, ReverseKL
+from boltzflow.objectives import MaximumLikelihood, Mixture, Objective, PathLikelihood, ReverseKL
 from boltzflow.run import make_rng
 from boltzflow.targets import Gaussian
 from boltzflow.training import ExponentialMovingAverage, Trainer, TrainingState, warmup_cosine
+from boltzflow.transitions import RandomWalkMetropolis
 from boltzflow.transitions.affine import Affine
 from tests.training.two_processes import flow, target
 
@@ -48,6 +49,15 @@ def stored(trainer):
     torch.save({"parameters": trainer.objective.state_dict(), "state": asdict(trainer.state())}, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize(("step_size", "warnings"), [(1e4, 1), (0.3, 0)])
+def test_a_stochastic_step_that_rejects_everything_is_reported_once(step_size, warnings, caplog):
+    generator = Generator(flow().base, [*flow().transitions, RandomWalkMetropolis(step_size, n_steps=5)]).double()
+    trainer(loss=PathLikelihood(generator, target()), steps=20).run()
+    said = [r.getMessage() for r in caplog.records if "accepts 0." in r.getMessage()]
+    assert len(said) == warnings
+    assert all("or learned (generator.stochastic.learn_steps)" in text for text in said)
 
 
 @pytest.mark.parametrize("stop", [1, 6, 7, 10, 23])
