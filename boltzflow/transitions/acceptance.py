@@ -47,10 +47,13 @@ def reset_acceptance(transitions: Iterable[torch.nn.Module]) -> None:
 def warn_of_rejection(transitions: Iterable[torch.nn.Module]) -> bool:
     """Log a warning for the worst kernel that has accepted less than a hundredth since `reset_acceptance`.
 
+    Kernels without a step size, such as swaps of particles, may be right with that.
+
     Returns:
         Whether there is one.
     """
-    still = [(t.acceptance_rate(), t) for t in transitions if isinstance(t, MetropolisKernel)]
+    stepped = [t for t in transitions if isinstance(t, MetropolisKernel) and hasattr(t, "step_size")]
+    still = [(kernel.acceptance_rate(), kernel) for kernel in stepped]
     still = [(rate, kernel) for rate, kernel in still if rate < FEWEST_ACCEPTED]
     if still:
         rate, kernel = min(still, key=lambda pair: pair[0])
