@@ -7,6 +7,7 @@ Without a name all of them. What stands in a folder before is replaced.
 
 import argparse
 import logging
+import re
 import shutil
 import textwrap
 from collections import Counter
@@ -362,9 +363,10 @@ def _lattice(width: float) -> tuple[app.Topology, np.ndarray]:
 def _shipped_recipe(name: str, text: str) -> str:
     """A recipe for a system that is found by its name, with data in the folder where it is run."""
     text = text.replace(f"{name}/recipes/", f"systems/{name}/recipes/")
-    for recipe in ("likelihood", "self_weighted"):  # runs of shipped recipes go by the recipe alone
+    for recipe in ("likelihood", "self_weighted", "energy_only_1_cooling", "energy_only"):
+        # runs of shipped recipes go by the recipe alone
         command = f"boltzflow train systems/{name}/recipes/{recipe}.yaml"
-        text = text.replace(command, f"{command} -o runs/{name}-{recipe}")
+        text = re.sub(f"{command}(?!.* -o )", f"{command} -o runs/{name}-{recipe}", text)
     text = text.replace("in the folder that holds this system's", "in a checkout of this repository")
     text = text.replace("../data/reference.h5 # relative to this file", f"{name}.h5")
     return text.replace("system: ..\n", f"system: {name}\n")
@@ -423,6 +425,8 @@ def _recipes(definition: Definition, system: System) -> str:
     texts = {
         "likelihood": "stage 1 of a spline flow: maximum likelihood on frames of parallel tempering; the default",
         "self_weighted": "stage 2: on the model's own weighted samples",
+        "energy_only_1_cooling": "without data, stage 1: path gradients while the temperature falls",
+        "energy_only": "stage 2: buffers of weighted samples at the temperature of the system",
         "parallel_tempering": "one ensemble, all temperatures weighted by MBAR",
         "molecular_dynamics": "plain OpenMM molecular dynamics",
     }

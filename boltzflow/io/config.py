@@ -131,6 +131,13 @@ class AnnealingConfig(_Section):
     )
 
     @property
+    def n_buffers(self) -> int:
+        """Buffers that are filled."""
+        return {"cooling": self.cold_stages, "ladder": self.stages + self.cold_stages, "transport": self.stages}.get(
+            self.method, 0
+        )
+
+    @property
     def methods(self) -> tuple[str, ...]:
         """Names by which `boltzflow.cite` finds its references."""
         named = {"cooling": ["Cooling"], "ladder": ["TemperatureLadder"], "transport": ["MassTransport"]}

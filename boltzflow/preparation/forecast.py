@@ -31,6 +31,8 @@ from boltzflow.transitions.torsion_move import rotatable_axes
 __all__ = ["ForceTiming", "Forecast", "RecipeForecast", "forecast"]
 
 BATCHES = (1, 32, 256, 1024)
+BUFFER = 1024
+"""Rows of a buffer of samples from which the time of a whole one is worked out."""
 BUDGET = 2.0
 """Seconds that one measurement may take."""
 
@@ -264,8 +266,8 @@ def _recipe(
             values["step_seconds"]["sweep"] = step
         values |= _sizes(system, settings)
     if trains and not unknown_forces:
-        step, n_parameters = _training_step(system, config, walkers, device)
-        values["training_seconds"] = step * config.training.steps
+        step, buffers, n_parameters = _training_step(system, config, walkers, device)
+        values["training_seconds"] = step * config.training.steps + buffers
         values["step_seconds"]["training step"] = step
         # parameters, their moving average, and two moments of the optimiser
         values["checkpoint_bytes"] = 4 * n_parameters * (8 if config.training.dtype == "float64" else 4)
@@ -324,17 +326,23 @@ def _md_step(system: System) -> float:
 
 def _training_step(
     system: System, config: RunConfig, walkers: torch.Tensor | None, device: torch.device | str
-) -> tuple[float, int]:
-    """Seconds of an optimisation step of the untrained model at the recipe's sizes, and its number of parameters."""
+) -> tuple[float, float, int]:
+    """Of the untrained model at the recipe's sizes: seconds of a step and of filling all buffers; its parameters."""
     settings = config.training.model_copy(update={"device": str(device)})
     dtype = getattr(torch, settings.dtype)
     with _threads(settings.threads):
         generator = build_generator(system, config.generator, dtype=dtype, device=device)
         target = replace(system, dtype=dtype).target.to(device)
         rows = system.positions[None] if walkers is None else walkers.cpu()
-        objective = build_objective(generator, target, config.objective, batch_size=settings.batch_size)
+        annealing = config.objective.annealing
+        pilot = annealing.model_copy(update={"buffer_size": min(annealing.buffer_size, BUFFER)})
+        terms = config.objective.model_copy(update={"annealing": pilot})
+        objective = build_objective(generator, target, terms, batch_size=settings.batch_size)
         trainer = Trainer(objective, settings, data=State({"positions": rows.to(device, dtype)}, target.fields))
         trainer.train_step()  # compiles
         trainer.train_step()
         seconds = _median(trainer.train_step, device=device)
-    return seconds, sum(p.numel() for p in generator.parameters())
+        stages = annealing.n_buffers
+        filled = _median(lambda: generator.sample(BUFFER, target), device=device, least=1) if stages else 0.0
+    buffers = filled * stages * annealing.buffer_size / BUFFER
+    return seconds, buffers, sum(p.numel() for p in generator.parameters())

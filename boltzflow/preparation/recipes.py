@@ -30,19 +30,61 @@ class _Flow:
     refinement_steps: int
 
 
+@dataclass(frozen=True)
+class _EnergyOnly:
+    """Sizes of the two stages of training from the energy alone, and of their flow."""
+
+    n_couplings: int
+    hidden: int
+    hot_steps: int
+    cooling_steps: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    buffers: int
+    buffer_size: int
+
+
 _FLOWS = {
     "small": _Flow(8, 128, frames=200_000, chains=200, stride=3, steps=6000, refinement_steps=5000),
     "medium": _Flow(12, 256, frames=200_000, chains=100, stride=5, steps=20_000, refinement_steps=10_000),
 }
+_ENERGY_ONLY = {
+    "small": _EnergyOnly(
+        n_couplings=8,
+        hidden=128,
+        hot_steps=350,
+        cooling_steps=700,
+        steps=1750,
+        batch_size=256,
+        learning_rate=1e-3,
+        buffers=45,
+        buffer_size=50_000,
+    ),
+    "medium": _EnergyOnly(
+        n_couplings=8,
+        hidden=128,
+        hot_steps=1000,
+        cooling_steps=9000,
+        steps=17_000,
+        batch_size=512,
+        learning_rate=4e-4,
+        buffers=50,
+        buffer_size=100_000,
+    ),
+}
+_STAGE_STEPS = 200
+"""Optimisation steps on one buffer."""
 
 
 def recipes_for(system: System) -> dict[str, str]:
     """Run configurations that suit the size of a system.
 
     Up to 250 dimensions: a spline flow by maximum likelihood on frames of parallel tempering ("likelihood"), a second
-    stage on its own weighted samples ("self_weighted"), and "parallel_tempering" for those who need one ensemble only.
-    Above 250 dimensions a single flow has no effective samples left, and the only recipe is "parallel_tempering". In a
-    periodic box, and where the torch force field does not know a force of the System, it is "molecular_dynamics".
+    stage on its own weighted samples ("self_weighted"); two stages without any simulation ("energy_only_1_cooling",
+    "energy_only"); and "parallel_tempering" for those who need one ensemble only. Above 250 dimensions a single flow
+    has no effective samples left, and the only recipe is "parallel_tempering". In a periodic box, and where the torch
+    force field does not know a force of the System, it is "molecular_dynamics".
 
     Args:
         system: In a folder; the recipes refer to it, so that they work wherever it is put.
@@ -65,6 +107,8 @@ def recipes_for(system: System) -> dict[str, str]:
     return {
         "likelihood": _likelihood(system, flow, size),
         "self_weighted": _self_weighted(system, flow),
+        "energy_only_1_cooling": _cooling(system, _ENERGY_ONLY[size]),
+        "energy_only": _buffers(system, _ENERGY_ONLY[size]),
         "parallel_tempering": _parallel_tempering(system),
     }
 
@@ -162,7 +206,93 @@ sampling:
     )
 
 
-def _generator(flow: _Flow) -> str:
+def _cooling(system: System, sizes: _EnergyOnly) -> str:
+    name = system.folder.name
+    head = _commented(
+        f"{system.name}, {system.dimension} dimensions: from the energy alone, stage 1 of 2. No data: an untrained "
+        "flow, path gradients towards the target, and a temperature that falls from "
+        f"{4 * system.temperature:.0f} to {system.temperature:g} K. For a molecule that no simulation can sample, or "
+        "to check one that did.",
+        f"Cost: {sizes.steps} optimisation steps of {sizes.batch_size} samples, each with an energy and a force: "
+        f"{sizes.steps * sizes.batch_size:.1e}. In hours on your machine: boltzflow forecast {name}",
+        "Commands:",
+        f"  boltzflow train {name}/recipes/energy_only_1_cooling.yaml",
+        f"  boltzflow train {name}/recipes/energy_only.yaml --initial runs/{name}-energy_only_1_cooling/checkpoint.pt",
+        "`power` in the metrics should rise to 1: it is the exponent by which the weights of a batch are flattened. If "
+        "it stands still, lower the learning rate or enlarge the batch.",
+    )
+    return (
+        head
+        + f"""system: ..
+{_generator(sizes)}objective:
+  likelihood: 0.0
+  path_forward_kl: 1.0
+  path_min_efficiency: 0.2
+  annealing:
+    method: cooling
+    hottest: 4.0 # relative to the system's temperature
+    hot_steps: {sizes.hot_steps}
+    cooling_steps: {sizes.cooling_steps}
+training:
+  steps: {sizes.steps}
+  reverse_batch_size: {sizes.batch_size}
+  learning_rate: {sizes.learning_rate}
+  final_learning_rate_fraction: 0.02
+  warmup_steps: 100
+  ema_decay: 0.998
+  threads: 1
+"""
+    )
+
+
+def _buffers(system: System, sizes: _EnergyOnly) -> str:
+    name = system.folder.name
+    steps = sizes.buffers * _STAGE_STEPS
+    head = _commented(
+        f"{system.name}, {system.dimension} dimensions: from the energy alone, stage 2 of 2, on buffers of the model's "
+        "own weighted samples, with a share of the chi-squared divergence for rare states.",
+        f"Cost: {sizes.buffers} buffers of {sizes.buffer_size} energies without forces, "
+        f"{sizes.buffers * sizes.buffer_size:.1e} in all, and {steps} optimisation steps of 1024 of their rows. In "
+        f"hours: boltzflow forecast {name}",
+        "Commands; stage 1 comes before, see energy_only_1_cooling.yaml, and its generator must be the same. The "
+        "second continues, as often as it helps:",
+        f"  boltzflow train {name}/recipes/energy_only.yaml --initial runs/{name}-energy_only_1_cooling/checkpoint.pt",
+        f"  boltzflow train {name}/recipes/energy_only.yaml --initial runs/{name}-energy_only/checkpoint.pt -o runs/on",
+        f"  boltzflow sample runs/{name}-energy_only -n 20000 -o ensemble.h5",
+        "  boltzflow report ensemble.h5 -o report.html",
+        "A state that the model lost has no samples, so nothing here shows it. Compare with a second run of another "
+        "training.seed, or with parallel_tempering.yaml.",
+    )
+    return (
+        head
+        + f"""system: ..
+{_generator(sizes)}objective:
+  likelihood: 0.0
+  path_forward_kl: 1.0 # after the last buffer, if more steps are asked for
+  annealing:
+    method: cooling
+    hot_steps: 0
+    cooling_steps: 0
+    cold_stages: {sizes.buffers}
+    stage_steps: {_STAGE_STEPS}
+    buffer_size: {sizes.buffer_size}
+    clip_fraction: 0.0
+    chi_squared: 0.3
+training:
+  steps: {steps}
+  batch_size: 1024
+  learning_rate: 3.0e-4
+  final_learning_rate_fraction: 0.0
+  warmup_steps: 50
+  ema_decay: 0.998
+  threads: 1
+sampling:
+  n: 20000
+"""
+    )
+
+
+def _generator(flow: _Flow | _EnergyOnly) -> str:
     return f"""generator:
   family: internal_spline_flow
   n_couplings: {flow.n_couplings}

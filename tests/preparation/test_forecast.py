@@ -25,6 +25,16 @@ RECIPES = {
         "generator": {"n_couplings": 2, "hidden": [8], "n_bins": 4, "n_marginal_bins": 4},
         "training": {"steps": 300, "batch_size": 16, "threads": 1},
     },
+    "buffers": {
+        "system": "..",
+        "generator": {"n_couplings": 2, "hidden": [8], "n_bins": 4, "n_marginal_bins": 4},
+        "objective": {
+            "likelihood": 0.0,
+            "path_forward_kl": 1.0,
+            "annealing": {"method": "cooling", "hot_steps": 0, "cooling_steps": 0, "cold_stages": 7, "stage_steps": 20},
+        },
+        "training": {"steps": 140, "batch_size": 16, "threads": 1},
+    },
     "second": {"system": "..", "simulation": {"method": "md", "n": 8, "chains": 2, "stride": 10, "burn_in": 20}},
 }
 
@@ -67,12 +77,12 @@ def test_forces_are_measured_for_every_dtype_number_of_threads_and_batch(found):
 
 
 def test_default_recipe_comes_first_and_is_the_next_command(found, mine):
-    assert [recipe.name for recipe in found.recipes] == ["second", "first"]
+    assert [recipe.name for recipe in found.recipes] == ["second", "buffers", "first"]
     assert found.recommended.endswith("recipes/second.yaml")
 
 
 def test_predicted_simulation_takes_that_long(found, mine):
-    first = found.recipes[1]
+    first = found.recipes[2]
     settings = complete(mine.recipe("first").simulation, dimension=60)
     # 4 temperatures, so 64 frames are 2 records of 32 walkers
     assert n_sweeps(settings, dimension=60) == 24
@@ -87,14 +97,25 @@ def test_predicted_simulation_takes_that_long(found, mine):
 
 
 def test_training_and_dynamics_are_predicted_from_their_steps(found):
-    second, first = found.recipes
+    second, _, first = found.recipes
     assert first.training_seconds == pytest.approx(300 * first.step_seconds["training step"])
     assert second.simulation_seconds == pytest.approx(2 * (20 + 4 * 10) * second.step_seconds["MD step"])
     assert second.training_seconds is None
 
 
+def test_the_time_of_filling_buffers_is_in_the_forecast(found, mine):
+    buffers, first = found.recipes[1:]
+    rows = 7 * mine.recipe("buffers").objective.annealing.buffer_size
+    filling = buffers.training_seconds - 140 * buffers.step_seconds["training step"]
+    # each of its rows costs a sample and an energy; a whole buffer is never filled for a forecast
+    assert rows == 1_400_000
+    assert 1e-6 * rows < filling < 1e-2 * rows
+    assert found.seconds < 0.2 * filling or found.seconds < 120
+    assert first.training_seconds == pytest.approx(300 * first.step_seconds["training step"])
+
+
 def test_sizes_are_those_of_the_files(found):
-    second, first = found.recipes
+    second, _, first = found.recipes
     assert first.file_bytes == 64 * (12 * 22 + 40)
     assert second.file_bytes == 8 * (12 * 22 + 40)
     assert first.checkpoint_bytes > 16 * 1000

@@ -4,13 +4,18 @@ import itertools
 import shutil
 
 import pytest
+import torch
 import yaml
 
 from boltzflow.errors import UnsupportedForceError
+from boltzflow.generators import Generator
 from boltzflow.io.config import SimulationConfig, load_config
+from boltzflow.objectives import build_objective
 from boltzflow.preparation.recipes import recipes_for
 from boltzflow.simulation.settings import complete, forces_per_sweep, ladder, n_sweeps, records
 from boltzflow.systems import System, load_system
+from boltzflow.targets import Gaussian
+from boltzflow.transitions.affine import Affine
 
 
 @pytest.fixture
@@ -65,12 +70,43 @@ def test_comments_hold_the_commands_with_the_name_of_the_folder(system):
         assert "Cost: " in text
 
 
+TRAINED = ["likelihood", "self_weighted", "energy_only_1_cooling", "energy_only", "parallel_tempering"]
+
+
+@pytest.mark.parametrize("dimension", [60, 200])
+def test_two_stages_of_one_flow_need_the_energy_alone(system, monkeypatch, dimension):
+    monkeypatch.setattr(System, "dimension", property(lambda _: dimension))
+    found, generator = (
+        written(system),
+        Generator(Gaussian(1), [Affine(torch.zeros(1), torch.ones(1), field="x", learnable=True)]),
+    )
+    first, second = found["energy_only_1_cooling"], found["energy_only"]
+    assert first.generator == second.generator
+    for config in (first, second):
+        assert config.objective.likelihood == config.objective.coverage == 0
+        assert "simulation" not in config.model_fields_set
+        build_objective(generator, Gaussian(1), config.objective)
+    # it cools from four times the temperature to the system's own, and stays there for a while
+    annealing, training = first.objective.annealing, first.training
+    assert (annealing.method, annealing.hottest, annealing.n_buffers) == ("cooling", 4.0, 0)
+    assert 0 < annealing.hot_steps < annealing.hot_steps + annealing.cooling_steps < 0.7 * training.steps
+    # every buffer is used to its end
+    annealing, training = second.objective.annealing, second.training
+    assert annealing.n_buffers * annealing.stage_steps == training.steps
+    assert annealing.chi_squared > 0.0 == annealing.clip_fraction
+    texts = recipes_for(system)
+    evaluations = first.training.steps * first.training.reverse_batch_size
+    assert f"{evaluations:.1e}" in texts["energy_only_1_cooling"]
+    assert f"{annealing.n_buffers * annealing.buffer_size:.1e}" in texts["energy_only"]
+    assert "--initial runs/mine-energy_only_1_cooling/checkpoint.pt" in texts["energy_only"]
+
+
 @pytest.mark.parametrize(
     ("dimension", "names"),
     [
-        (100, ["likelihood", "self_weighted", "parallel_tempering"]),
-        (101, ["likelihood", "self_weighted", "parallel_tempering"]),
-        (250, ["likelihood", "self_weighted", "parallel_tempering"]),
+        (100, TRAINED),
+        (101, TRAINED),
+        (250, TRAINED),
         (251, ["parallel_tempering"]),
         (2000, ["parallel_tempering"]),
     ],
