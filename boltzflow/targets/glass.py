@@ -8,6 +8,7 @@ import torch
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.run import Context
 from boltzflow.state import Space, State
+from boltzflow.targets.glass_kernel import LiquidKernel, library
 from boltzflow.targets.target import Target
 
 __all__ = ["TernaryLiquid"]
@@ -121,7 +122,10 @@ class TernaryLiquid(Target):
 
     def reduced_energy(self, state: State, context: Context | None = None) -> Float64[Tensor, " batch"]:
         """Sum over all pairs, shape (batch,); +inf where particles coincide."""
-        depth, _, q, _ = self._of_pairs(state["positions"])
+        x = state["positions"]
+        if self._compiles(x) and not (torch.is_grad_enabled() and x.requires_grad):
+            return self._beta(context) * self._kernel.energies(x, with_force=False)[0]
+        depth, _, q, _ = self._of_pairs(x)
         return self._beta(context) * (depth * _shape(q)).sum(0, dtype=torch.float64)
 
     def energy_and_force(
@@ -131,6 +135,9 @@ class TernaryLiquid(Target):
         x = state["positions"].detach()
         with torch.no_grad():
             beta = self._beta(context)
+            if self._compiles(x):
+                u, force = self._kernel.energies(x, with_force=True)
+                return beta * u, {"positions": beta * force}
             depth, inverse_square, q, differences = self._of_pairs(x)
             u = beta * (depth * _shape(q)).sum(0, dtype=torch.float64)
             pull = (2 * beta * depth * inverse_square) * _slope(q)
@@ -166,6 +173,43 @@ class TernaryLiquid(Target):
         q = squared.mul_(self._inverse_square[list(slots), :, None].to(squared.dtype)).clamp_(max=_CUT)
         depth = self._depth[list(slots), None].to(squared.dtype)
         return self._beta(context) * (depth @ _shape(q))[:, 0].double()
+
+    def particle_trials(
+        self,
+        positions: Float[Tensor, "batch n 2"],
+        slots: Sequence[tuple[int, ...]],
+        shifts: Float[Tensor, "trials batch 2"] | None,
+        log_uniforms: Float64[Tensor, "trials batch"],
+        *,
+        weight: float | Tensor,
+        context: Context | None = None,
+    ) -> tuple[Float64[Tensor, "batch n 2"], Float64[Tensor, " batch"], Float64[Tensor, " batch"]] | None:
+        """Metropolis trials of `ParticleMove` one after the other, in one compiled pass.
+
+        Args:
+            positions: Before.
+            slots: Of every trial the particle that moves, or the two that exchange places.
+            shifts: Of the particle; None where two exchange places.
+            log_uniforms: A trial whose log odds are above is accepted.
+            weight: Of u in the energy of the level, a number or one per row.
+            context: As in `reduced_energy`.
+
+        Returns:
+            Positions after all, number of accepted trials and sum of acceptance probabilities of every row; None where
+            nothing is compiled: not float64 on the CPU, or no C++ compiler.
+        """
+        if not self._compiles(positions):
+            return None
+        beta = torch.as_tensor(weight * self._beta(context), dtype=torch.float64).expand(len(positions))
+        return self._kernel.trials(positions, slots, shifts, log_uniforms, beta)
+
+    @property
+    def _kernel(self) -> LiquidKernel:
+        return LiquidKernel(self._inverse_square, self._depth, length=self.length, constants=(_CUT, _C0, _C2, _C4))
+
+    def _compiles(self, x: Tensor) -> bool:
+        tables = (x, self._depth)
+        return all(t.dtype == torch.float64 and t.device.type == "cpu" for t in tables) and library() is not None
 
     def _of_pairs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Of every pair 4ε and σ⁻², shape (pairs, 1); (r/σ)² up to the cutoff, (pairs, batch); x_i − x_j."""

@@ -11,7 +11,7 @@ from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.run import Context, EnergyModel, Run
 from boltzflow.state import State
 from boltzflow.transitions.metropolis import MetropolisKernel
-from boltzflow.transitions.step_size import Stepped, per_row, tracks
+from boltzflow.transitions.step_size import Stepped, tracks
 from boltzflow.transitions.torsion_move import evaluate_moved
 
 __all__ = ["ParticleDisplacement", "ParticleEnergies", "ParticleMove", "SpeciesSwap", "swap_monte_carlo"]
@@ -46,20 +46,21 @@ class ParticleMove(MetropolisKernel):
     """
 
     @abc.abstractmethod
-    def pick(self, n_particles: int, rng: torch.Generator) -> tuple[int, ...]:
-        """Draw the slots of a trial."""
+    def picks(self, n_trials: int, n_particles: int, rng: torch.Generator) -> list[tuple[int, ...]]:
+        """Draw the slots of trials: of one particle that is shifted, or of two that exchange places."""
 
-    @abc.abstractmethod
-    def place(self, present: Float[Tensor, "k d batch"], run: Run) -> Float[Tensor, "k d batch"]:
-        """Propose their positions; symmetric, and the distances between them stay."""
+    def shifts(self, n_trials: int, x: Float[Tensor, "batch n d"], run: Run) -> Float[Tensor, "trials batch d"] | None:
+        """Draw symmetric shifts; None where particles exchange places."""
+        return None
 
     def propose(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
-        """Move the particles of one trial, and evaluate the whole energy."""
+        """Make the move of one trial, and evaluate the whole energy."""
         before, _ = run.energy(state)
         x = state["positions"]
-        slots = list(self.pick(x.shape[1], run.rng))
+        (slots,) = self.picks(1, x.shape[1], run.rng)
+        shifts = self.shifts(1, x, run)
         moved = x.clone()
-        moved[:, slots] = self.place(x[:, slots].permute(1, 2, 0), run).permute(2, 0, 1)
+        moved[:, list(slots)] = x[:, list(slots)].flip(1) if shifts is None else x[:, list(slots)] + shifts[0][:, None]
         after, proposal = evaluate_moved(state, moved, run)
         return proposal, before - after
 
@@ -69,29 +70,48 @@ class ParticleMove(MetropolisKernel):
         if local is None:
             return super().step(state, run)
         weight, target = local
-        columns = state["positions"].detach().permute(2, 1, 0).contiguous()
-        n = columns.shape[1]
-        total = torch.zeros(len(state), dtype=torch.float64, device=state.device)
-        n_pairs = 0
-        for _ in range(self.n_steps):
-            slots = self.pick(n, run.rng)
-            present = columns[:, list(slots)].transpose(0, 1)
-            proposed = self.place(present, run)
-            both = torch.cat([present, proposed])
-            u = target.particle_energies(columns, both, slots * 2, without=slots, context=run.context)
-            odds = weight * (u[: len(slots)].sum(0) - u[len(slots) :].sum(0))
-            accept = torch.log(run.uniform(odds)) < odds
-            for k, slot in enumerate(slots):
-                columns[:, slot] = torch.where(accept, proposed[k], present[k])
-            self._accepted = self._accepted + accept.sum()
-            self._trials += len(state)
-            total += torch.nan_to_num(odds, nan=-torch.inf).clamp(max=0.0).exp()
-            n_pairs += 2 * len(slots) * (n - len(slots)) * len(state)
-        if not any(target is one for one in run.free):
-            run.ledger.count(target.name, energy=math.ceil(2 * n_pairs / (n * (n - 1))))
+        x = state["positions"].detach()
+        batch, n = x.shape[:2]
+        slots, shifts = self.picks(self.n_steps, n, run.rng), self.shifts(self.n_steps, x, run)
+        like = torch.empty(self.n_steps, batch, dtype=torch.float64, device=x.device)
+        chances = (slots, shifts, run.uniform(like).log())
+        fast = getattr(target, "particle_trials", None)
+        found = None if fast is None else fast(x, *chances, weight=weight, context=run.context)
+        x, accepted, total = _trials(target, x, *chances, weight, run.context) if found is None else found
+        self._accepted = self._accepted + accepted.sum().long()
+        self._trials += self.n_steps * batch
         self.last_acceptance = total / self.n_steps
+        if not any(target is one for one in run.free):
+            n_pairs = batch * sum(2 * len(pair) * (n - len(pair)) for pair in slots)
+            run.ledger.count(target.name, energy=math.ceil(2 * n_pairs / (n * (n - 1))))
         # anew: of energies that were huge at first, sums of differences would be left with their rounding
-        return evaluate_moved(state, columns.permute(2, 1, 0).contiguous(), run)[1]
+        return evaluate_moved(state, x, run)[1]
+
+
+def _trials(
+    target: ParticleEnergies,
+    x: Tensor,
+    slots: Sequence[tuple[int, ...]],
+    shifts: Tensor | None,
+    log_uniforms: Tensor,
+    weight: float | Tensor,
+    context: Context | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions after trials one after the other; accepted trials and acceptance probabilities, summed by row."""
+    columns = x.permute(2, 1, 0).contiguous()
+    accepted, total = torch.zeros(2, len(x), dtype=torch.float64, device=x.device)
+    for t, pair in enumerate(slots):
+        present = columns[:, list(pair)].transpose(0, 1)
+        proposed = present.flip(0) if shifts is None else present + shifts[t].T
+        both = torch.cat([present, proposed])
+        u = target.particle_energies(columns, both, pair * 2, without=pair, context=context)
+        odds = weight * (u[: len(pair)].sum(0) - u[len(pair) :].sum(0))
+        accept = log_uniforms[t] < odds
+        for k, slot in enumerate(pair):
+            columns[:, slot] = torch.where(accept, proposed[k], present[k])
+        accepted += accept
+        total += torch.nan_to_num(odds, nan=-torch.inf).clamp(max=0.0).exp()
+    return columns.permute(2, 1, 0).contiguous(), accepted, total
 
 
 def _one_term(run: Run) -> tuple[float | Tensor, EnergyModel] | None:
@@ -118,14 +138,15 @@ class ParticleDisplacement(ParticleMove, Stepped):
         super().__init__(n_steps=n_steps, level=level)
         self.register_step_size(step_size, learnable=False)
 
-    def pick(self, n_particles: int, rng: torch.Generator) -> tuple[int, ...]:
+    def picks(self, n_trials: int, n_particles: int, rng: torch.Generator) -> list[tuple[int, ...]]:
         """Any particle."""
-        return (int(torch.randint(n_particles, (), device=rng.device, generator=rng)),)
+        drawn = torch.randint(n_particles, (n_trials,), device=rng.device, generator=rng)
+        return [(slot,) for slot in drawn.tolist()]
 
-    def place(self, present: Float[Tensor, "k d batch"], run: Run) -> Float[Tensor, "k d batch"]:
-        """A Gaussian step from where it is."""
-        noise = run.normal(present[0].T)
-        return present + (per_row(self.current_step_size(), noise) * noise).T
+    def shifts(self, n_trials: int, x: Float[Tensor, "batch n d"], run: Run) -> Float[Tensor, "trials batch d"]:
+        """Gaussian steps."""
+        noise = run.normal(x.new_empty(n_trials, len(x), x.shape[2]))
+        return self.current_step_size().to(x.dtype).reshape(-1, 1) * noise
 
 
 class SpeciesSwap(ParticleMove):
@@ -156,15 +177,12 @@ class SpeciesSwap(ParticleMove):
         if not self.pairs:
             raise ValueError(f"SpeciesSwap species: expected at least two of them, got {kinds.tolist()}.")
 
-    def pick(self, n_particles: int, rng: torch.Generator) -> tuple[int, ...]:
-        """Any pair of unlike particles."""
+    def picks(self, n_trials: int, n_particles: int, rng: torch.Generator) -> list[tuple[int, ...]]:
+        """Any pairs of unlike particles."""
         if n_particles != self.n_particles:
             raise ValueError(f"SpeciesSwap: has the species of {self.n_particles} particles, got {n_particles}.")
-        return self.pairs[int(torch.randint(len(self.pairs), (), device=rng.device, generator=rng))]
-
-    def place(self, present: Float[Tensor, "k d batch"], run: Run) -> Float[Tensor, "k d batch"]:
-        """Each where the other is."""
-        return present.flip(0)
+        drawn = torch.randint(len(self.pairs), (n_trials,), device=rng.device, generator=rng)
+        return [self.pairs[k] for k in drawn.tolist()]
 
 
 def swap_monte_carlo(

@@ -10,6 +10,7 @@ from boltzflow.paths import TemperedPath
 from boltzflow.run import Run, make_rng
 from boltzflow.targets import TernaryLiquid
 from boltzflow.targets.bases import FramesBase
+from boltzflow.targets.glass_kernel import library
 from boltzflow.testing import assert_target
 
 # the published constants and tables, written out once more
@@ -74,6 +75,23 @@ def test_contract_of_targets():
     assert_target(liquid, make_rng(1), state=disordered(liquid, 6), contexts=(None, {"temperature": 0.3}))
     assert liquid.measure == "torus"
     assert liquid.dimension == 24
+
+
+def test_compiled_energies_and_forces_are_those_of_the_eager_twin(monkeypatch):
+    liquid = TernaryLiquid(temperature=0.4).double()
+    if library() is None:
+        pytest.skip("no C++ compiler")
+    x = disordered(liquid, 37)["positions"]
+    x[5, 3, 0] = torch.nan
+    compiled = liquid.energy_and_force(liquid.state(x)), liquid.reduced_energy(liquid.state(x))
+    monkeypatch.setattr(TernaryLiquid, "_compiles", lambda self, x: False)
+    (u, force), again = compiled
+    expected, eager = liquid.energy_and_force(liquid.state(x))
+    rest = torch.arange(37) != 5
+    assert torch.isnan(u[5])
+    torch.testing.assert_close(u[rest], expected[rest], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(again[rest], u[rest], rtol=1e-14, atol=0)
+    torch.testing.assert_close(force["positions"][rest], eager["positions"][rest], rtol=1e-9, atol=1e-9)
 
 
 def test_force_in_closed_form_is_that_of_autograd():

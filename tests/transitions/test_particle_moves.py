@@ -1,6 +1,7 @@
 """Displacements and species swaps: the contract on exact samples, and one step at O(N) against whole energies."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from boltzflow.run import Run, make_rng
 from boltzflow.simulation.parallel_tempering import TemperedRows
 from boltzflow.state import Space
 from boltzflow.targets import TernaryLiquid
+from boltzflow.targets.glass_kernel import library
 from boltzflow.targets.target import Target
 from boltzflow.testing import assert_detailed_balance, assert_leaves_invariant, check_transition, run_at
 from boltzflow.transitions import ParticleDisplacement, ParticleEnergies, SpeciesSwap, swap_monte_carlo
@@ -76,30 +78,55 @@ def liquid_rows(temperature=0.6, n=5):
     return liquid, liquid.state(x + 0.06 * noise)
 
 
+def level_of(name, liquid, n):
+    betas = torch.linspace(0.2, 1.0, n, dtype=torch.float64)
+    return {"target": run_at(liquid, make_rng(5)).level, "tempered": TemperedRows(liquid, betas)}[name]
+
+
+def evaluations(n, *trials_by_size):
+    """Of trials on one particle, on two: their share of the pairs, and one evaluation of the result, per row."""
+    shares = [2 * k * (n - k) * trials * 2 / (n * (n - 1)) for k, trials in enumerate(trials_by_size, 1)]
+    return [math.ceil(share * 5) + 5 for share in shares if share]
+
+
 @pytest.mark.parametrize("level", ["target", "tempered"])
-def test_local_energies_and_whole_energies_make_the_same_chain(level, monkeypatch):
+def test_energies_of_particles_and_whole_energies_make_the_same_chain(level, monkeypatch):
     liquid, state = liquid_rows()
-    betas = torch.linspace(0.2, 1.0, len(state), dtype=torch.float64)
-    energy = {"target": run_at(liquid, make_rng(5)).level, "tempered": TemperedRows(liquid, betas)}[level]
     ends, costs = [], []
     for local in (True, False):
         if not local:
             monkeypatch.setattr("boltzflow.transitions.particle_moves._one_term", lambda run: None)
-        run, now, made = Run(make_rng(6), level=energy), state, []
-        for kernel in (ParticleDisplacement(0.05, n_steps=60), SpeciesSwap(liquid.species, n_steps=40)):
-            now = kernel.step(now, run)
-            made.append((kernel.last_acceptance, kernel.acceptance_rate()))
-        assert all(0 < rate < 1 for _, rate in made)
-        ends.append((now["positions"], run.energy(now)[0], *[p for p, _ in made]))
+        run, now, made = Run(make_rng(6), level=level_of(level, liquid, 5)), state, []
+        for kernel, calls in ((ParticleDisplacement(0.05), 60), (SpeciesSwap(liquid.species), 40)):
+            for _ in range(calls):
+                now = kernel.step(now, run)
+                made.append(kernel.last_acceptance)
+            assert 0 < kernel.acceptance_rate() < 1
+        ends.append((now["positions"], run.energy(now)[0], *made))
         costs.append(run.ledger.n_energy())
     for mine, theirs in zip(*ends, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
-    n = 43
-    share = 2 / (n * (n - 1))
-    displacements, swaps = (2 * k * (n - k) * trials * share for k, trials in ((1, 60), (2, 40)))
-    # an evaluation of the result after each kernel
-    assert costs[0] == -(-displacements * 5 // 1) + -(-swaps * 5 // 1) + 2 * 5
-    assert costs[1] == (1 + 100) * 5
+    assert costs == [60 * evaluations(43, 1)[0] + 40 * evaluations(43, 0, 1)[0], (1 + 100) * 5]
+
+
+@pytest.mark.parametrize("level", ["target", "tempered"])
+def test_compiled_trials_and_their_eager_twin_make_the_same_chain(level, monkeypatch):
+    liquid, state = liquid_rows()
+    if library() is None:
+        pytest.skip("no C++ compiler")
+    ends = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(TernaryLiquid, "_compiles", lambda self, x: False)
+        run, now, made = Run(make_rng(6), level=level_of(level, liquid, 5)), state, []
+        for kernel in (ParticleDisplacement(0.05, n_steps=60), SpeciesSwap(liquid.species, n_steps=40)):
+            now = kernel.step(now, run)
+            made.append(kernel.last_acceptance)
+            assert 0 < kernel.acceptance_rate() < 1
+        ends.append((now["positions"], run.energy(now)[0], *made))
+        assert run.ledger.n_energy() == sum(evaluations(43, 60, 40))
+    for mine, theirs in zip(*ends, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
 
 
 def test_a_level_of_two_energies_is_evaluated_as_a_whole():
@@ -117,8 +144,7 @@ def test_swaps_exchange_unlike_particles_only():
     kernel = SpeciesSwap(liquid.species)
     assert len(kernel.pairs) == 20 * 11 + 20 * 12 + 11 * 12
     rng, seen = make_rng(8), set()
-    for _ in range(200):
-        i, j = kernel.pick(43, rng)
+    for i, j in kernel.picks(200, 43, rng):
         assert liquid.species[i] != liquid.species[j]
         seen.update((i, j))
     assert len(seen) == 43
