@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from boltzflow.ensemble import Ensemble
 from boltzflow.errors import CheckpointMismatchError, FormatError
 from boltzflow.generators.annealed_families import annealed_family, run_pilot
 from boltzflow.generators.generator import Generator
@@ -14,7 +15,8 @@ from boltzflow.generators.schedule import Schedule
 from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import load_checkpoint, save_checkpoint
 from boltzflow.io.config import RunConfig, parse_config
-from boltzflow.run import new_seed
+from boltzflow.io.provenance import file_sha256, method_names
+from boltzflow.run import Ledger, new_seed
 from boltzflow.systems import load_system
 
 __all__ = ["finished_pilot", "pilot"]
@@ -26,7 +28,7 @@ def pilot(config: RunConfig, folder: str | Path, *, resume: bool = False) -> Gen
     """Find levels and step sizes, and freeze them in a checkpoint: `run.json`, `checkpoint.pt`, `metrics.jsonl`.
 
     The configuration in the checkpoint has the levels that were found; its cost is that of the pilot, whose population
-    is thrown away. A line of metrics is one level.
+    is thrown away, and of the frames that it started from. A line of metrics is one level.
 
     Args:
         config: Of a run whose family is piloted.
@@ -51,12 +53,19 @@ def pilot(config: RunConfig, folder: str | Path, *, resume: bool = False) -> Gen
     logger.info("pilot of %s for %s, seed %d", config.generator.family, system.name, seed)
     schedule = run_pilot(system, config.generator, seed=seed, dtype=dtype, device=settings.device)
     generator = annealed_family(system, config.generator, schedule=schedule).to(device=settings.device, dtype=dtype)
+    ledger, methods, found = schedule.ledger, generator.trained_by, {"levels": schedule.levels}
+    if config.generator.annealing.base is not None:
+        base = Path(config.generator.annealing.base).resolve()
+        found |= {"base": str(base), "base_sha256": file_sha256(base)}
+        made = Ensemble.load(base).provenance
+        ledger.merge(Ledger.from_dict(made.ledger))
+        methods = method_names(*methods, *made.methods)
     seconds = time.perf_counter() - began
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("run.json", config.model_dump_json(indent=2)), ("metrics.jsonl", _metrics(schedule, seconds))):
         with atomic_path(folder / name) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
-    annealing = config.generator.annealing.model_copy(update={"levels": schedule.levels})
+    annealing = config.generator.annealing.model_copy(update=found)
     frozen = config.model_copy(update={"generator": config.generator.model_copy(update={"annealing": annealing})})
     save_checkpoint(
         file,
@@ -67,10 +76,10 @@ def pilot(config: RunConfig, folder: str | Path, *, resume: bool = False) -> Gen
             "step": len(schedule),
             "seed": seed,
             "seconds": seconds,
-            "ledger": schedule.ledger.as_dict(),
-            "data": [],
+            "ledger": ledger.as_dict(),
+            "data": [found["base_sha256"]] if "base_sha256" in found else [],
         },
-        methods=generator.trained_by,
+        methods=methods,
     )
     return generator.eval()
 

@@ -121,7 +121,7 @@ def test_a_folder_of_another_pilot_is_not_taken_for_this_one(here):
 def test_schedules_and_systems_that_cannot_be_annealed_are_refused(here):
     with pytest.raises(AnnealingError, match="not the target"):
         pilot(config(levels=(0.5, 0.9)), here / "run")
-    with pytest.raises(UnsupportedForceError, match="frames of an ensemble at a higher temperature"):
+    with pytest.raises(UnsupportedForceError, match="from the frames of an ensemble at a higher"):
         pilot(config(system="alanine_dipeptide"), here / "run")
     assert not (here / "run").exists()
     (here / "bad.yaml").write_text(RUN.replace("FAMILY", "smc").replace("cess: 0.7", "levels: [0.2, 0.8]"))

@@ -1,6 +1,5 @@
 """What several subcommands share: devices, output files, and finding the checkpoint behind a name."""
 
-import hashlib
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from boltzflow.errors import FormatError, UnknownNameError
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
 from boltzflow.io.config import load_config
+from boltzflow.io.provenance import file_sha256
 from boltzflow.pilot import finished_pilot
 from boltzflow.systems import SystemFolder, list_systems, load_system
 from boltzflow.transitions.compiled import uncompiled
@@ -35,7 +35,6 @@ __all__ = [
     "positive",
     "reference_of",
     "run_folder",
-    "sha256",
     "system_of",
 ]
 
@@ -178,7 +177,7 @@ def checkpoint_of(ensemble: "Ensemble", system: SystemFolder) -> Path | None:
     """The checkpoint that made an ensemble, if it is still where it was or is the one that ships; else None."""
     recorded = ensemble.provenance.extra
     for path in (recorded.get("checkpoint"), system.checkpoint_path):
-        if path is not None and Path(path).is_file() and sha256(Path(path)) == recorded.get("checkpoint_sha256"):
+        if path is not None and Path(path).is_file() and file_sha256(path) == recorded.get("checkpoint_sha256"):
             return Path(path)
     return None
 
@@ -222,9 +221,3 @@ def paths_of(ensemble: "Ensemble", reference: "Ensemble", system: SystemFolder |
         raise FormatError("the reference cannot be traced back through the generator: it resamples its populations.")
     with uncompiled() if len(reference) < FEW_ROWS else nullcontext():
         return path_log_weights(generator, reference, system.target)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,8 @@ import torch
 import typer
 
 from boltzflow.cli.app import command
-from boltzflow.cli.common import as_device, as_seed, describe_device, find_trained, output_file, positive, sha256
+from boltzflow.cli.common import as_device, as_seed, describe_device, find_trained, output_file, positive
+from boltzflow.io.provenance import file_sha256
 from boltzflow.training import local_device
 from boltzflow.workflow import SAVE_EVERY, sample_to_file
 
@@ -56,7 +57,7 @@ def sample(
             "temperature": system.temperature,
             "measure": system.target.measure,
             "checkpoint": str(trained.path.resolve()),
-            "checkpoint_sha256": sha256(trained.path),
+            "checkpoint_sha256": file_sha256(trained.path),
         },
         resume=resume,
         save_every=save_every,

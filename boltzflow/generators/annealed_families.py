@@ -1,5 +1,6 @@
 """Annealed families from a configuration: the base, the kernel and the levels, and the pilot that finds them."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,10 +9,13 @@ from boltzflow.errors import UnsupportedForceError
 from boltzflow.generators.annealing import annealed_importance, smc
 from boltzflow.generators.blocks import stochastic_block
 from boltzflow.generators.generator import Generator
+from boltzflow.generators.hot_frames import hot_frames
 from boltzflow.generators.normal_base import normal_base
 from boltzflow.generators.schedule import Schedule, find_schedule
-from boltzflow.io.config import GeneratorConfig
-from boltzflow.targets.target import Base
+from boltzflow.io.config import AnnealedSamplerConfig, GeneratorConfig
+from boltzflow.paths import GeometricPath, Path
+from boltzflow.targets.target import Base, Target
+from boltzflow.transitions.molecule import molecule_kernels
 from boltzflow.transitions.transition import Transition
 
 if TYPE_CHECKING:
@@ -25,24 +29,28 @@ def annealed_family(
 ) -> Generator:
     """The annealed Generator that a configuration describes.
 
-    Before the pilot has written levels into the configuration there is one level, the target itself.
+    It starts from a normal distribution or, with `annealing.base`, from the frames of an ensemble at a higher
+    temperature: with resampling that is population annealing. Before the pilot has written levels into the
+    configuration there is one level, the target itself.
 
     Args:
-        system: With an analytic target.
+        system: With an analytic target, or any where there are frames to start from.
         config: Of family smc or annealed_importance.
         schedule: From `run_pilot`; None = the levels of the configuration, with its step size at all of them, into
             which a checkpoint then loads those of the pilot.
 
     Raises:
-        UnsupportedForceError: If the target is a molecule, or lives on something else than lines.
+        UnsupportedForceError: If the target is a molecule and there are no frames, lives on something else than lines,
+            or has constraints.
+        CheckpointMismatchError: If the frames are not of this system, or not those of the pilot.
         AnnealingError: If the levels do not end at the target.
     """
     settings = config.annealing
-    base, kernels = _base(system, settings.base_scale), _kernels(config)
+    (base, path), kernels = _start(system, settings), _kernels(system, settings)
     schedule = Schedule(settings.levels or (1.0,)) if schedule is None else schedule
     if config.family == "annealed_importance":
-        return annealed_importance(base, kernels, schedule)
-    return smc(base, kernels, schedule, threshold=settings.threshold)
+        return annealed_importance(base, kernels, schedule, path=path)
+    return smc(base, kernels, schedule, threshold=settings.threshold, path=path)
 
 
 def run_pilot(
@@ -56,17 +64,19 @@ def run_pilot(
     """Find the levels and step sizes of an annealed family; given levels stay.
 
     Args:
-        system: With an analytic target.
+        system: As for `annealed_family`.
         config: Of family smc or annealed_importance.
         seed: Random by default; recorded in the schedule.
         dtype: Of the population.
         device: Where it runs.
     """
     settings = config.annealing
+    base, path = _start(system, settings)
     return find_schedule(
-        _base(system, settings.base_scale).to(device=device, dtype=dtype),
+        base.to(device=device, dtype=dtype),
         system.target.to(device=device),
-        _kernels(config),
+        [kernel.to(device) for kernel in _kernels(system, settings)],
+        path=path,
         levels=settings.levels,
         cess=settings.cess,
         n=settings.pilot_size,
@@ -76,18 +86,36 @@ def run_pilot(
     )
 
 
-def _kernels(config: GeneratorConfig) -> list[Transition]:
-    settings = config.annealing
+def _kernels(system: "System | AnalyticSystem", settings: AnnealedSamplerConfig) -> list[Transition]:
+    if settings.kernel == "molecule":
+        moves = molecule_kernels(system.bonds, system.elements, positions=system.positions)
+        return moves * settings.n_steps
     return stochastic_block(
         settings.kernel, step_size=settings.step_size, n_steps=settings.n_steps, n_leapfrog=settings.n_leapfrog
     )
 
 
+def _start(
+    system: "System | AnalyticSystem", settings: AnnealedSamplerConfig
+) -> tuple[Base, Callable[[Target, Target], Path]]:
+    """Where paths start, and what makes the path from there."""
+    constraints = getattr(system.target, "constraints", None)
+    if constraints is not None:
+        raise UnsupportedForceError(
+            f"system {system.name} has {len(constraints)} constraints, which moves in Cartesian coordinates would "
+            "leave: the families smc and annealed_importance need a System without (constraints=None, "
+            "rigidWater=False)."
+        )
+    if settings.base is not None:
+        return hot_frames(system, settings.base, sha256=settings.base_sha256)
+    return _base(system, settings.base_scale), GeometricPath
+
+
 def _base(system: "System | AnalyticSystem", scale: float) -> Base:
     if system.temperature is not None:
         raise UnsupportedForceError(
-            f"system {system.name} is a molecule, and the families smc and annealed_importance start from a normal "
-            "distribution. Anneal it in Python, from the frames of an ensemble at a higher temperature: "
-            "boltzflow.generators.smc over a TemperedPath"
+            f"system {system.name} is a molecule, which no normal distribution resembles: the families smc and "
+            "annealed_importance anneal it in temperature, from the frames of an ensemble at a higher one. Make it by "
+            "`boltzflow simulate SYSTEM@TEMPERATURE -o hot.h5`, and name it in generator.annealing.base."
         )
     return normal_base(system.target, scale=scale)

@@ -57,12 +57,12 @@ def shard_ensemble(
     extra = {}
     if lineage is not None and bool((log_weights > -torch.inf).any()):
         extra = {"populations": [asdict(family_statistics(lineage, log_weights=log_weights))]}
-    frames = trajectory.start["frame"] if isinstance(base, FramesBase) else None
-    if frames is not None:
+    started = base.groups[trajectory.start["frame"]] if isinstance(base, FramesBase) else None
+    if started is not None:
         # rows of one frame of the base depend on each other, whatever shard they are in
-        groups = frames if lineage is None else frames[lineage]
+        groups = started if lineage is None else started[lineage]
         # counted at the start: a frame whose rows all died out is a group, too
-        sizes = None if lineage is None else torch.bincount(frames)
+        sizes = None if lineage is None else torch.bincount(started)
     elif lineage is not None:
         groups, sizes = (
             (torch.zeros_like(lineage), torch.tensor([n])) if group_by_population else (lineage, torch.ones(n))
@@ -82,7 +82,7 @@ def shard_ensemble(
         log_z_base=base.log_z,
         groups=groups,
         group_sizes=sizes,
-        groups_shared=frames is not None,
+        groups_shared=started is not None,
         topology=getattr(target, "topology", None),
         provenance=Provenance(
             seed=seed,

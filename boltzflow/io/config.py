@@ -29,13 +29,23 @@ class _Section(BaseModel):
 
 
 class AnnealedSamplerConfig(_Section):
-    """Levels and moves of the families smc and annealed_importance, between a normal base and an analytic target."""
+    """Levels and moves of the families smc and annealed_importance, from a base to the target."""
 
-    base_scale: float = Field(1.0, gt=0, description="Standard deviation of the base.")
-    kernel: Literal["metropolis", "mala", "hmc"] = Field("hmc", description="Moves at every level.")
-    step_size: float = Field(0.1, gt=0, description="Of the kernel, where the pilot starts or as it stays.")
+    base: str | None = Field(
+        None,
+        description="Ensemble file of the system at a higher temperature, from whose frames the temperature falls; "
+        "None = a normal distribution, for analytic targets.",
+    )
+    base_sha256: str | None = Field(None, description="Of the file `base`; the pilot writes it here.")
+    base_scale: float = Field(1.0, gt=0, description="Standard deviation of a normal base.")
+    kernel: Literal["metropolis", "mala", "hmc", "molecule"] = Field(
+        "hmc", description="Moves at every level; molecule = short trajectories, torsion and rigid moves."
+    )
+    step_size: float = Field(
+        0.1, gt=0, description="Of the kernel, where the pilot starts or as it stays; molecule has its own."
+    )
     n_leapfrog: int = Field(4, ge=1, description="hmc: leapfrog steps of a trajectory.")
-    n_steps: int = Field(1, ge=1, description="Trials or trajectories at every level.")
+    n_steps: int = Field(1, ge=1, description="Trials or trajectories at every level; molecule: rounds of its moves.")
     threshold: float = Field(0.5, ge=0, le=1, description="smc: resample below this effective fraction.")
     levels: tuple[float, ...] | None = Field(
         None, description="Levels, rising and ending at 1; None = found by the pilot, which writes them here."
@@ -291,9 +301,9 @@ class RunConfig(_Section):
 def load_config(path: str | Path, *, overrides: list[str] | None = None) -> RunConfig:
     """Read a run from YAML.
 
-    Relative paths in `system`, `simulation.moves`, `objective.data` and `analysis.reference` mean the folder of the
-    YAML file if they exist there, and the working directory otherwise; one that starts with a dot and exists in neither
-    means the former. A bare word in `system` is never a path.
+    Relative paths in `system`, `simulation.moves`, `generator.annealing.base`, `objective.data` and
+    `analysis.reference` mean the folder of the YAML file if they exist there, and the working directory otherwise; one
+    that starts with a dot and exists in neither means the former. A bare word in `system` is never a path.
 
     Args:
         path: YAML file.
@@ -335,8 +345,11 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the paths of a run absolute that are relative to the folder of its file."""
     if isinstance(values.get("system"), str):
         values["system"] = _resolved_system(values["system"], folder)
-    for section, key in (("simulation", "moves"), ("objective", "data"), ("analysis", "reference")):
-        node = values.get(section)
+    paths = ("simulation.moves", "generator.annealing.base", "objective.data", "analysis.reference")
+    for *sections, key in (path.split(".") for path in paths):
+        node: Any = values
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
         if isinstance(node, dict) and isinstance(node.get(key), str):
             node[key] = _resolved(node[key], folder)
 

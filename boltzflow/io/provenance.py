@@ -2,17 +2,25 @@
 
 import datetime
 import functools
+import hashlib
 import importlib.metadata
 import platform
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Provenance", "method_names", "package_versions"]
+__all__ = ["Provenance", "file_sha256", "method_names", "package_versions"]
 
 PACKAGES = ("boltzflow", "torch", "openmm", "mdtraj", "numpy")
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def package_versions() -> dict[str, str]:

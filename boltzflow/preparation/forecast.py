@@ -21,11 +21,11 @@ from boltzflow.io.config import RunConfig, SimulationConfig, parse_config
 from boltzflow.objectives import build_objective
 from boltzflow.preparation.expectation import expectation
 from boltzflow.preparation.recipes import recipes_for
-from boltzflow.simulation.molecule import single_bond_axes
 from boltzflow.simulation.settings import complete, forces_per_sweep, ladder, molecule_tempering, n_sweeps, records
 from boltzflow.state import State
 from boltzflow.systems import System, SystemFolder
 from boltzflow.training import Trainer
+from boltzflow.transitions.molecule import single_bond_axes
 from boltzflow.transitions.torsion_move import rotatable_axes
 
 __all__ = ["ForceTiming", "Forecast", "RecipeForecast", "forecast"]

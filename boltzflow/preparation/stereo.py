@@ -7,7 +7,7 @@ import torch
 
 from boltzflow.preparation.checks import atom_name, listed
 from boltzflow.preparation.geometry import wrong_hands
-from boltzflow.simulation.molecule import double_bonds
+from boltzflow.transitions.molecule import double_bonds
 
 __all__ = ["cis_peptide_bonds", "stereo_notes"]
 

@@ -3,12 +3,12 @@
 from boltzflow.simulation.diagnostics import entries, independent_visits, series_diagnostics, split_r_hat
 from boltzflow.simulation.isir import ISIR
 from boltzflow.simulation.learned_move import LearnedKernel, LearnedMove
-from boltzflow.simulation.molecule import molecule_kernels, single_bond_axes, soft_axes
 from boltzflow.simulation.parallel_tempering import ParallelTempering, TemperedRows
 from boltzflow.simulation.path_exchange import PathExchange, PathRows
 from boltzflow.simulation.relaxation import relax
 from boltzflow.simulation.replica_exchange import MixedRows, ReplicaExchange
 from boltzflow.simulation.result import ChainResult
+from boltzflow.transitions.molecule import molecule_kernels, single_bond_axes, soft_axes
 
 __all__ = [
     "ISIR",

@@ -9,8 +9,8 @@ import torch
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.io.config import SimulationConfig
 from boltzflow.simulation.learned_move import LearnedMove
-from boltzflow.simulation.molecule import molecule_kernels
 from boltzflow.simulation.parallel_tempering import ParallelTempering
+from boltzflow.transitions.molecule import molecule_kernels
 
 if TYPE_CHECKING:
     from boltzflow.systems import System

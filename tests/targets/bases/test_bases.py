@@ -200,6 +200,8 @@ def test_bad_parameters_are_named():
         FramesBase(target.state(f64(0.0, math.nan)[:, None]), target)
     with pytest.raises(ValueError, match="lack fields"):
         FramesBase(State({"y": torch.zeros(1, 1)}, {"y": target.fields["x"]}), target)
+    with pytest.raises(ValueError, match=r"groups: expected integers >= 0 of shape \(2,\), got .* of shape \(3,\)"):
+        FramesBase(target.state(f64(0.0, 1.0)[:, None]), target, groups=torch.arange(3))
 
 
 def test_log_z_from_frames_is_a_free_energy_difference():
