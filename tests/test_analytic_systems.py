@@ -119,7 +119,9 @@ def test_the_command_line_trains_samples_analyses_and_reports(tmp_path, monkeypa
     assert found["system"] == "snf_double_well"
     assert found["normalisation"] == "absolute"
     assert 0 < found["forward_ess_fraction"] <= 1
-    assert "snf_double_well" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "snf_double_well" in page
+    assert "Map of the exact free energy over x:0 and x:1" in page
 
 
 def test_it_is_listed_and_cited():

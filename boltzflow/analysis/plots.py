@@ -1,10 +1,12 @@
 """Plots of ensembles: every function takes and returns matplotlib Axes and shows nothing."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 
 from boltzflow.analysis.free_energy import Profile
 from boltzflow.analysis.observables import CollectiveVariable, collective_variable
@@ -14,6 +16,7 @@ from boltzflow.statistics.weights import pareto_tail, weighted_quantile
 __all__ = [
     "energy_histogram",
     "ess_curve",
+    "exact_map",
     "free_energy_map",
     "free_energy_profile",
     "line_style",
@@ -120,18 +123,7 @@ def free_energy_map(
     values = [np.degrees(v.values[keep]) if v.periodic else v.values[keep] for v in variables]
     w = ensemble.weights[keep] if weighted else None
     density, _, _ = np.histogram2d(*values, bins=edges, weights=w, density=True)
-    with np.errstate(divide="ignore"):
-        energy = -np.log(density.T)
-    energy = np.where(np.isfinite(energy), energy - energy.min(), np.nan)
-    image = ax.imshow(
-        energy,
-        origin="lower",
-        extent=(edges[0][0], edges[0][-1], edges[1][0], edges[1][-1]),
-        interpolation="none",
-        vmin=0,
-        vmax=MAP_MAX,
-        aspect="auto",
-    )
+    image = _draw_map(density, edges, ax)
     if colorbar:
         ax.figure.colorbar(image, ax=ax, label="free energy / kT")
     ax.set(xlabel=_label(variables[0]), ylabel=_label(variables[1]))
@@ -141,6 +133,46 @@ def free_energy_map(
     if variables[1].periodic:
         ax.set_yticks(range(-180, 181, 90))
     return ax
+
+
+def exact_map(
+    energy: Callable[[np.ndarray], np.ndarray],
+    *,
+    edges: tuple[np.ndarray, np.ndarray],
+    ax: Axes | None = None,
+    fine: int = 4,
+) -> Axes:
+    """The map of `free_energy_map` that exact samples without end would give, of a density in two dimensions.
+
+    Args:
+        energy: Coordinates, shape (n, 2), to minus the log-density in kT, shape (n,); +inf where there is none.
+        edges: Of the bins, as `map_edges` makes them.
+        ax: Where to draw; None = new axes.
+        fine: Points per bin and axis over which the density is averaged.
+    """
+    ax = _axes(ax)
+    fractions = (np.arange(fine) + 0.5) / fine
+    points = [(e[:-1, None] + np.diff(e)[:, None] * fractions).ravel() for e in edges]
+    u = energy(np.stack(np.meshgrid(*points, indexing="ij"), -1).reshape(-1, 2))
+    shape = (len(edges[0]) - 1, fine, len(edges[1]) - 1, fine)
+    _draw_map(np.exp(u.min() - u).reshape(shape).mean((1, 3)), edges, ax)
+    ax.set_box_aspect(1)
+    return ax
+
+
+def _draw_map(density: np.ndarray, edges: tuple[np.ndarray, np.ndarray], ax: Axes) -> AxesImage:
+    """Minus the logarithm of a density, bins without any left open."""
+    with np.errstate(divide="ignore"):
+        energy = -np.log(density.T)
+    return ax.imshow(
+        np.where(np.isfinite(energy), energy - energy.min(), np.nan),
+        origin="lower",
+        extent=(edges[0][0], edges[0][-1], edges[1][0], edges[1][-1]),
+        interpolation="none",
+        vmin=0,
+        vmax=MAP_MAX,
+        aspect="auto",
+    )
 
 
 def ramachandran(

@@ -2,9 +2,12 @@
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 import typer
 
 from boltzflow.analysis.observables import collective_variable
@@ -57,6 +60,7 @@ def report(
         title=title,
         details=_details(system),
         training=_training(ensemble, system),
+        energy=_energy(system),
         bibtex=cite(ensemble),
     )
     size, seconds = output.stat().st_size / 1e6, time.perf_counter() - started
@@ -90,6 +94,16 @@ def _details(system: SystemFolder | None) -> dict[str, str]:
         "sector": system.target.sector_description,
         "measure": system.target.measure,
     }
+
+
+def _energy(system: SystemFolder | None) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The energy of the coordinates where these are two on one line, since then it can be drawn."""
+    if not isinstance(system, AnalyticSystem):
+        return None
+    fields = list(system.target.fields.values())
+    if [(space.kind, space.shape) for space in fields] != [("line", (2,))]:
+        return None
+    return lambda x: system.target.reduced_energy(system.target.state(torch.from_numpy(x))).numpy()
 
 
 def _training(ensemble: Ensemble, system: SystemFolder | None) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
 """Plots draw on the axes that they are given, show the data, and never call show."""
 
+import math
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -84,6 +86,21 @@ def test_a_weight_that_rounds_to_zero_is_drawn_as_generated(gaussian):
     )
     (image,) = ax.images
     assert np.isfinite(image.get_array()).sum() > 3
+
+
+def test_an_exact_map_is_that_of_the_probabilities_of_bins():
+    edges = (np.linspace(-2, 1, 13), np.linspace(-1, 2, 7))
+
+    def energy(x):
+        return np.where(x[:, 1] < 1.5, 0.5 * (x**2).sum(1), np.inf)
+
+    (image,) = plots.exact_map(energy, edges=edges, fine=16).images
+    shown = np.ma.filled(image.get_array(), np.nan)
+    p = [np.diff([0.5 * math.erf(e / math.sqrt(2)) for e in one]) for one in edges]
+    expected = -np.log(p[1][:, None] * p[0][None])
+    expected -= expected.min()
+    assert np.allclose(shown[:-1], expected[:-1], atol=1e-3)
+    assert np.isnan(shown[-1]).all()
 
 
 def test_the_fitted_tail_goes_through_the_largest_weights():

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def report(
     title: str | None = None,
     details: Mapping[str, str] | None = None,
     training: Mapping[str, Any] | None = None,
+    energy: Callable[[np.ndarray], np.ndarray] | None = None,
     bibtex: str = "",
 ) -> Path:
     """Write one self-contained HTML page on an ensemble: verdict, cost, maps, energies, weights, profiles, structures.
@@ -53,6 +54,7 @@ def report(
         title: Of the page; None = the name of the system.
         details: More rows of what was run, name to text (force field, sector, …).
         training: What the generator cost, as `Checkpoint.cost`.
+        energy: Of a density in two dimensions: coordinates (n, 2) to minus its logarithm in kT (n,), for an exact map.
         bibtex: Of the methods used.
 
     Returns:
@@ -112,7 +114,7 @@ def report(
         "traced": path_log_weights is not None,
         "equal": has_equal_weights(ensemble),
         "chains": ensemble.chain is not None,
-        "maps": map_section(ensemble, reference, selection, variables, theirs),
+        "maps": map_section(ensemble, reference, selection, variables, theirs, energy=energy),
         "energies_and_weights": weight_section(ensemble, reference),
         "profiles": profile_section(ensemble, reference, selection, variables, theirs, states=states),
         "note": selection.note,

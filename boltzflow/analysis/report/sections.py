@@ -1,7 +1,7 @@
 """The sections of a report that hold figures."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,13 @@ def has_equal_weights(ensemble: Ensemble) -> bool:
 
 
 def map_section(
-    ensemble: Ensemble, reference: Ensemble | None, selection: Selection, variables: Variables, theirs: Variables
+    ensemble: Ensemble,
+    reference: Ensemble | None,
+    selection: Selection,
+    variables: Variables,
+    theirs: Variables,
+    *,
+    energy: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Maps as generated, reweighted and of the reference, for every pair of variables.
 
@@ -61,6 +67,7 @@ def map_section(
         selection: What is shown.
         variables: By title, measured on the ensemble.
         theirs: The same on the reference.
+        energy: Of the only two coordinates that there are, for a map of the exact density where they are shown.
     """
     bins = int(np.clip(2 * round(np.sqrt(len(ensemble)) / 2), 12, 72))
     panels: list[tuple[str, Ensemble, Variables, bool]]
@@ -86,6 +93,15 @@ def map_section(
             alt = f"Map of the free energy over {a.name} and {b.name}, {label}"
             name = f"map-{number}-{label}"
             pictures.append(as_svg(draw, alt=alt, caption=label, size=(3.1, 2.9), name=name))
+        if energy is not None and (a.spec[-2:], b.spec[-2:]) == (":0", ":1"):
+
+            def draw_exact(ax: Any, edges=edges, a=a, b=b) -> None:
+                plots.exact_map(energy, edges=tuple(edges), ax=ax).set(xlabel=a.name, ylabel=b.name)
+
+            alt = f"Map of the exact free energy over {a.name} and {b.name}"
+            pictures.append(
+                as_svg(draw_exact, alt=alt, caption="exact density", size=(3.1, 2.9), name=f"map-{number}-exact")
+            )
         rows.append(MapRow(title, tuple(pictures)))
     return {"rows": rows, "bar": colour_bar("free energy / kT", name="colours")}
 
