@@ -252,6 +252,7 @@ def make(definition: Definition) -> System:
     """Write the folder of one system, and read it back."""
     folder = SYSTEMS / definition.name
     system, topology, positions, history = _water(definition) if definition.water else _molecule(definition)
+    by_hand = {path.name: path.read_text(encoding="utf-8") for path in (folder / "recipes").glob("*.yaml")}
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "recipes").mkdir(parents=True)
     (folder / "system.xml").write_text(openmm.XmlSerializer.serialize(system), encoding="utf-8")
@@ -274,6 +275,8 @@ def make(definition: Definition) -> System:
     write_definition(path, values, energies=energies, comment=comment)
     written = load_system(folder)
     recipes = recipes_for(written)
+    for file, text in by_hand.items():  # those that it makes are written over
+        (folder / "recipes" / file).write_text(text, encoding="utf-8")
     for name, text in recipes.items():
         (folder / "recipes" / f"{name}.yaml").write_text(_shipped_recipe(definition.name, text), encoding="utf-8")
     write_definition(path, {**values, "recipe": next(iter(recipes))}, energies=energies, comment=comment)
@@ -429,6 +432,9 @@ def _recipes(definition: Definition, system: System) -> str:
         "energy_only": "stage 2: buffers of weighted samples at the temperature of the system",
         "parallel_tempering": "one ensemble, all temperatures weighted by MBAR",
         "molecular_dynamics": "plain OpenMM molecular dynamics",
+        "real_nvp": "a published baseline to compare with: RealNVP in mixed coordinates",
+        "stochastic_flow": "the same with the Metropolis blocks of the publication",
+        "spline_stochastic_flow": "spline couplings in internal coordinates with Metropolis blocks of learned steps",
     }
     default = system.definition.recipe
     rows = [f"| `recipes/{name}.yaml` | {texts[name]} |" for name in texts if name in system.recipes]
