@@ -3,7 +3,7 @@
     R=systems/alanine_dipeptide_vacuum/recipes
     boltzflow simulate $R/likelihood.yaml --seed 1
     boltzflow simulate $R/likelihood.yaml --seed 2 -o reference.h5
-    for r in likelihood real_nvp stochastic_flow spline_stochastic_flow; do
+    for r in likelihood real_nvp stochastic_flow stochastic_splines; do
         boltzflow train $R/$r.yaml --set training.seed=1 -o runs/vacuum/$r
     done
     python benchmarks/vacuum_torsions.py --reference reference.h5 --training alanine_dipeptide_vacuum.h5
@@ -39,7 +39,7 @@ TORSIONS = {
     "gamma2": (0, 1, 4, 6),
     "gamma3": (19, 18, 16, 14),
 }
-MODELS = ("real_nvp", "stochastic_flow", "likelihood", "spline_stochastic_flow")
+MODELS = ("real_nvp", "stochastic_flow", "likelihood", "stochastic_splines")
 # printed in the authors' notebooks, one training each
 PUBLISHED = {"RNVP": [1.71, 3.95, 0.81, 0.72, 0.87], "RNVP + MC (SNF)": [0.41, 0.20, 0.16, 0.08, 0.10]}
 N_BINS, KERNEL, FLOOR = 50, (0.25, 0.5, 1.0, 0.5, 0.25), 1e-5

@@ -454,10 +454,10 @@ def vacuum_torsions() -> str:
         return " ".join(f"{value:.{digits}f}" for value in values)
 
     names = {
-        "real_nvp": "RNVP, mixed coordinates, as published",
-        "stochastic_flow": "the same + MC, as published",
-        "likelihood": "spline flow",
-        "spline_stochastic_flow": "spline flow + MC, learned steps",
+        "real_nvp": "RNVP in mixed coordinates, without velocities",
+        "stochastic_flow": "the same + MC (SNF)",
+        "likelihood": "spline flow, internal coordinates",
+        "stochastic_splines": "spline flow + MC, learned steps",
     }
     rows = [(f"{name}, published", five(values, 2), "", "", "", "", "") for name, values in r["published"].items()]
     for key, name in names.items():

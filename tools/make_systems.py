@@ -434,7 +434,7 @@ def _recipes(definition: Definition, system: System) -> str:
         "molecular_dynamics": "plain OpenMM molecular dynamics",
         "real_nvp": "a published baseline to compare with: RealNVP in mixed coordinates",
         "stochastic_flow": "the same with the Metropolis blocks of the publication",
-        "spline_stochastic_flow": "spline couplings in internal coordinates with Metropolis blocks of learned steps",
+        "stochastic_splines": "spline couplings in internal coordinates with Metropolis blocks of learned steps",
     }
     default = system.definition.recipe
     rows = [f"| `recipes/{name}.yaml` | {texts[name]} |" for name in texts if name in system.recipes]
