@@ -459,10 +459,10 @@ def vacuum_torsions() -> str:
         "likelihood": "spline flow, internal coordinates",
         "stochastic_splines": "spline flow + MC, learned steps",
     }
-    rows = [(f"{name}, published", five(values, 2), "", "", "", "", "") for name, values in r["published"].items()]
+    rows = [(f"{name}, published", five(values, 2), "", "", "", "") for name, values in r["published"].items()]
     for key, name in names.items():
         if (model := r["models"].get(key)) is None:
-            rows.append((name, *(MISSING,) * 2, "", "", "", ""))
+            rows.append((name, *(MISSING,) * 2, "", "", ""))
             continue
         log_z = model["log z"]
         rows.append(
@@ -473,13 +473,12 @@ def vacuum_torsions() -> str:
                 f"{100 * model['path ess fraction']:.1f} %",
                 f"{model['pareto k']:.2f}",
                 pm(log_z["value"], log_z["error"], 3 if log_z["error"] < 0.02 else 2),
-                f"{model['training seconds'] / 60:.0f}",
             )
         )
-    rows.append(("frames of the training data", five(r["training frames"]["mean"]), "", "", "", "", ""))
-    rows.append(("reference, half against half (floor)", five(r["floor"]["mean"]), "", "", "", "", ""))
+    rows.append(("frames of the training data", five(r["training frames"]["mean"]), "", "", "", ""))
+    rows.append(("reference, half against half (floor)", five(r["floor"]["mean"]), "", "", "", ""))
     scores = "φ γ₁ ψ γ₂ γ₃"
-    head = ("model", f"generated: {scores}", f"reweighted: {scores}", "path ESS", "k-hat", "log Z", "training, min")
+    head = ("model", f"generated: {scores}", f"reweighted: {scores}", "path ESS", "k-hat", "log Z")
     return table(head, rows)
 
 
