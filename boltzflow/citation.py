@@ -95,6 +95,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "kish_ess": ("kish1965",),
     "mbar": ("shirts2008",),
     "pareto_k": ("vehtari2024", "zhang2009"),
+    "protocol_weights": ("shirts2008", "veach1995"),
     "reweight": ("zwanzig1954",),
     "split_rhat": ("vehtari2021",),
     "statistical_inefficiency": ("chodera2007", "shirts2008"),

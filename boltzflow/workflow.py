@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from boltzflow.systems import AnalyticSystem, SystemFolder, load_system
 from boltzflow.targets.target import Target
 from boltzflow.training import Trainer, TrainingState, local_device, processes
 
-__all__ = ["path_log_weights", "sample_to_file", "simulate", "train", "training_data"]
+__all__ = ["cross_log_weights", "path_log_weights", "sample_to_file", "simulate", "train", "training_data"]
 
 logger = logging.getLogger(__name__)
 
@@ -343,7 +344,13 @@ def _save(shards: list[Ensemble], path: str | Path, extra: dict, *, interrupted:
 
 @torch.no_grad()
 def path_log_weights(
-    generator: Generator, samples: Ensemble, target: Target, *, batch_size: int = 1000, seed: int | None = None
+    generator: Generator,
+    samples: Ensemble,
+    target: Target,
+    *,
+    batch_size: int = 1000,
+    seed: int | None = None,
+    stream: tuple[int, ...] = (),
 ) -> Float64[Tensor, " n"]:
     """Trace samples of the target back through a Generator, batch by batch.
 
@@ -353,6 +360,7 @@ def path_log_weights(
         target: Whose energies enter the weights.
         batch_size: Rows per batch.
         seed: For stochastic Transitions; random by default.
+        stream: Names the streams of this call among those of the seed.
 
     Returns:
         log w of every row, (n,), for `boltzflow.analysis.compare` and `summary`.
@@ -361,7 +369,41 @@ def path_log_weights(
     rows = samples.to_state(device=generator.device, dtype=generator.dtype)
     found = []
     for batch, first in enumerate(range(0, len(samples), batch_size)):
-        rng = make_rng(seed, batch, device=generator.device)
+        rng = make_rng(seed, *stream, batch, device=generator.device)
         trajectory = generator.trace_back(rows.index(slice(first, first + batch_size)), target, rng)
         found.append(trajectory.log_weights.cpu())
     return torch.cat(found)
+
+
+def cross_log_weights(
+    generators: Sequence[Generator],
+    ensembles: Sequence[Ensemble],
+    target: Target,
+    reference: Ensemble | None = None,
+    *,
+    batch_size: int = 1000,
+    seed: int | None = None,
+) -> Float64[Tensor, "n_generators n"]:
+    """Weigh the samples of several generators, and of a reference, under every one of them.
+
+    Args:
+        generators: Of one target.
+        ensembles: One of every generator.
+        target: Whose energies enter the weights.
+        reference: Samples of the target.
+        batch_size: Rows per batch.
+        seed: For stochastic Transitions; random by default.
+
+    Returns:
+        log w of the samples of the ensembles in their order, then of the reference, under every generator, for
+        `boltzflow.analysis.combine_protocols`: the recorded one for its own samples, that of a path back for others.
+    """
+    seed = new_seed() if seed is None else seed
+    parts = [*ensembles, *([] if reference is None else [reference])]
+
+    def weighed(k: int, p: int) -> Tensor:
+        if k == p:
+            return torch.from_numpy(ensembles[k].log_weights)
+        return path_log_weights(generators[k], parts[p], target, batch_size=batch_size, seed=seed, stream=(k, p))
+
+    return torch.stack([torch.cat([weighed(k, p) for p in range(len(parts))]) for k in range(len(generators))])

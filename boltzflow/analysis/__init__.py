@@ -11,6 +11,7 @@ from boltzflow.analysis.observables import (
     rmsd,
     torsion,
 )
+from boltzflow.analysis.protocols import CombinedProtocols, combine_protocols
 from boltzflow.analysis.reference import Comparison, compare
 from boltzflow.analysis.report import report
 from boltzflow.analysis.reweight import reweight
@@ -20,11 +21,13 @@ from boltzflow.analysis.two_sided import TwoSided, two_sided
 
 __all__ = [
     "CollectiveVariable",
+    "CombinedProtocols",
     "Comparison",
     "Profile",
     "SystemDifference",
     "TwoSided",
     "collective_variable",
+    "combine_protocols",
     "compare",
     "delta_f",
     "distance",

@@ -5,6 +5,7 @@ from boltzflow.statistics.chains import effective_samples, split_rhat, statistic
 from boltzflow.statistics.families import FamilyStatistics, family_statistics
 from boltzflow.statistics.groups import GroupError, Groups
 from boltzflow.statistics.means import elbo, eubo, exp_free_energy, expectation, log_z
+from boltzflow.statistics.protocols import ProtocolWeights, protocol_weights
 from boltzflow.statistics.weights import (
     forward_ess_fraction,
     kish_ess,
@@ -19,6 +20,7 @@ __all__ = [
     "GroupError",
     "Groups",
     "MBARResult",
+    "ProtocolWeights",
     "bar",
     "bar_overlap",
     "effective_samples",
@@ -34,6 +36,7 @@ __all__ = [
     "mbar",
     "normalised_weights",
     "pareto_k",
+    "protocol_weights",
     "split_rhat",
     "statistical_inefficiency",
     "weighted_quantile",

@@ -13,7 +13,7 @@ from boltzflow.statistics._pymbar import quiet_pymbar
 from boltzflow.statistics.groups import Groups
 from boltzflow.statistics.weights import ArrayLike, to_numpy
 
-__all__ = ["MBARResult", "bar", "bar_overlap", "mbar"]
+__all__ = ["MBARResult", "bar", "bar_overlap", "fermi_functions", "mbar"]
 
 # smallest overlap at which errors can be relied on: Klimovich et al., J. Comput.-Aided Mol. Des. 29, 397 (2015)
 LOW_OVERLAP = 0.03
@@ -38,7 +38,7 @@ def bar(w_F: ArrayLike, w_R: ArrayLike, *, groups_F: Groups | None = None, group
         Bennett, J. Comput. Phys. 22, 245 (1976), eqs. 10 and 12; Shirts et al., Phys. Rev. Lett. 91, 140601 (2003).
     """
     forward, reverse = _checked_work("w_F", w_F), _checked_work("w_R", w_R)
-    delta, f, r, shared = _bennett(forward, reverse)
+    delta, f, r, shared = fermi_functions(forward, reverse)
     overlap = shared / min(forward.size, reverse.size)
     if shared < 1:
         raise LowOverlapError(
@@ -69,11 +69,16 @@ def bar_overlap(w_F: ArrayLike, w_R: ArrayLike) -> float:
         w_R: u_A(x) − u_B(x) at samples of B, shape (n_R,).
     """
     forward, reverse = _checked_work("w_F", w_F), _checked_work("w_R", w_R)
-    return _bennett(forward, reverse)[3] / min(forward.size, reverse.size)
+    return fermi_functions(forward, reverse)[3] / min(forward.size, reverse.size)
 
 
-def _bennett(forward: np.ndarray, reverse: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
-    """Delta_f, the Fermi functions of both directions, and the number of shared samples."""
+def fermi_functions(forward: np.ndarray, reverse: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+    """Delta_f of Bennett's equation, the Fermi functions of both directions, and the number of shared samples.
+
+    Args:
+        forward: Work at samples of A, shape (n_F,), without NaN and −inf.
+        reverse: Work at samples of B, shape (n_R,).
+    """
     shift = float(np.log(forward.size / reverse.size))
 
     def imbalance(delta: float) -> float:
