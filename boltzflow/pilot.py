@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import load_checkpoint, save_checkpoint
 from boltzflow.io.config import RunConfig, parse_config
 from boltzflow.io.provenance import file_sha256, method_names
+from boltzflow.objectives.fit_transport import fit_transport
 from boltzflow.run import Ledger, new_seed
 from boltzflow.systems import load_system
 
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def pilot(config: RunConfig, folder: str | Path, *, resume: bool = False) -> Generator:
-    """Find levels and step sizes, and freeze them in a checkpoint: `run.json`, `checkpoint.pt`, `metrics.jsonl`.
+    """Find levels, step sizes and maps, and freeze them in a checkpoint: `run.json`, `checkpoint.pt`, `metrics.jsonl`.
 
     The configuration in the checkpoint has the levels that were found; its cost is that of the pilot, whose population
     is thrown away, and of the frames that it started from. A line of metrics is one level.
@@ -53,6 +55,11 @@ def pilot(config: RunConfig, folder: str | Path, *, resume: bool = False) -> Gen
     logger.info("pilot of %s for %s, seed %d", config.generator.family, system.name, seed)
     schedule = run_pilot(system, config.generator, seed=seed, dtype=dtype, device=settings.device)
     generator = annealed_family(system, config.generator, schedule=schedule).to(device=settings.device, dtype=dtype)
+    explained = None
+    if config.generator.annealing.maps != "none":
+        fitted = fit_transport(generator, system.target, n=config.generator.annealing.map_rows, seed=seed)
+        schedule.ledger.merge(fitted.ledger)
+        explained = fitted.explained
     ledger, methods, found = schedule.ledger, generator.trained_by, {"levels": schedule.levels}
     if config.generator.annealing.base is not None:
         base = Path(config.generator.annealing.base).resolve()
@@ -62,7 +69,10 @@ def pilot(config: RunConfig, folder: str | Path, *, resume: bool = False) -> Gen
         methods = method_names(*methods, *made.methods)
     seconds = time.perf_counter() - began
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("run.json", config.model_dump_json(indent=2)), ("metrics.jsonl", _metrics(schedule, seconds))):
+    for name, text in (
+        ("run.json", config.model_dump_json(indent=2)),
+        ("metrics.jsonl", _metrics(schedule, explained, seconds)),
+    ):
         with atomic_path(folder / name) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
     annealing = config.generator.annealing.model_copy(update=found)
@@ -107,19 +117,12 @@ def finished_pilot(config: RunConfig, folder: Path) -> bool:
     return True
 
 
-def _metrics(schedule: Schedule, seconds: float) -> str:
+def _metrics(schedule: Schedule, explained: Sequence[float] | None, seconds: float) -> str:
     rows = zip(schedule.levels, schedule.cess, schedule.step_sizes, schedule.acceptance, strict=True)
-    return "".join(
-        json.dumps(
-            {
-                "step": k,
-                "level": level,
-                "cess": cess,
-                "step_sizes": steps,
-                "acceptance": rates,
-                "seconds": seconds,
-            }
-        )
-        + "\n"
+    lines = [
+        {"step": k, "level": level, "cess": cess, "step_sizes": steps, "acceptance": rates, "seconds": seconds}
         for k, (level, cess, steps, rates) in enumerate(rows, start=1)
-    )
+    ]
+    for line, part in zip(lines, explained or (), strict=False):
+        line["explained"] = part
+    return "".join(json.dumps(line) + "\n" for line in lines)

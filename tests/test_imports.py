@@ -39,7 +39,7 @@ ARROWS = {
     "citation": {"systems", "simulation"},
     "testing": {"generators"},
     "preparation": {"systems", "training"},
-    "pilot": {"systems"},
+    "pilot": {"systems", "objectives"},
     "reference": {"systems", "training"},
     "workflow": {"systems", "training", "pilot", "reference"},
     "__main__": {"cli"},

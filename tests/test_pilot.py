@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from boltzflow import cite
@@ -15,6 +16,7 @@ from boltzflow.io import load_checkpoint, parse_config
 from boltzflow.pilot import finished_pilot, pilot
 from boltzflow.run import Ledger
 from boltzflow.systems import load_system
+from boltzflow.transitions import EulerFlow
 from boltzflow.workflow import train as train_in_folder
 
 RUN = """
@@ -127,3 +129,27 @@ def test_schedules_and_systems_that_cannot_be_annealed_are_refused(here):
     (here / "bad.yaml").write_text(RUN.replace("FAMILY", "smc").replace("cess: 0.7", "levels: [0.2, 0.8]"))
     found = CliRunner().invoke(app, ["sample", "bad.yaml"])
     assert found.exit_code != 0
+
+
+def test_maps_are_fitted_in_the_pilot_and_kept_in_the_checkpoint(here):
+    (here / "dw4").mkdir()
+    (here / "dw4/system.yaml").write_text("name: dw4\ndescription: four particles\ntarget: DoubleWellCluster\n")
+    maps = {"maps": "pair", "map_reach": 7.0, "map_rows": 150, "map_basis": 6, "levels": (0.5, 1.0)}
+    generator = pilot(config(system="./dw4", pilot_size=50, pilot_rounds=2, kernel="mala", **maps), here / "flow")
+    weights = [t.field.weights for t in generator.transitions if isinstance(t, EulerFlow)]
+    assert len(weights) == 2
+    assert all(w.abs().max() > 0 for w in weights)
+    checkpoint = load_checkpoint(here / "flow/checkpoint.pt")
+    # the rows of the fit are in the cost, each with a force at every level
+    assert Ledger.from_dict(checkpoint.cost["ledger"]).n_force() > 150 * 2
+    again = load_system("./dw4").generator_from(checkpoint)
+    kept = [t.field.weights for t in again.transitions if isinstance(t, EulerFlow)]
+    assert all(torch.equal(a.float(), b) for a, b in zip(weights, kept, strict=True))
+    assert "fit_transport" in again.methods
+    lines = [json.loads(line) for line in (here / "flow/metrics.jsonl").read_text().splitlines()]
+    assert all(line["explained"] < 1.0 for line in lines)
+
+
+def test_maps_of_anything_but_particles_are_refused():
+    with pytest.raises(UnsupportedForceError, match=r"leave generator\.annealing\.maps out"):
+        build_generator(load_system("snf_double_well"), config(maps="pair").generator)

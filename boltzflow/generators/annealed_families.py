@@ -1,6 +1,7 @@
 """Annealed families from a configuration: the base, the kernel and the levels, and the pilot that finds them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +14,10 @@ from boltzflow.generators.hot_frames import hot_frames
 from boltzflow.generators.normal_base import normal_base
 from boltzflow.generators.schedule import Schedule, find_schedule
 from boltzflow.io.config import AnnealedSamplerConfig, GeneratorConfig
+from boltzflow.networks.pair_field import PairField
 from boltzflow.paths import GeometricPath, Path
 from boltzflow.targets.target import Base, Target
+from boltzflow.transitions.euler_flow import EulerFlow
 from boltzflow.transitions.molecule import molecule_kernels
 from boltzflow.transitions.transition import Transition
 
@@ -30,8 +33,9 @@ def annealed_family(
     """The annealed Generator that a configuration describes.
 
     It starts from a normal distribution or, with `annealing.base`, from the frames of an ensemble at a higher
-    temperature: with resampling that is population annealing. Before the pilot has written levels into the
-    configuration there is one level, the target itself.
+    temperature: with resampling that is population annealing. With `annealing.maps` it is an annealed flow, whose maps
+    move nothing until they are fitted (`boltzflow.objectives.fit_transport`). Before the pilot has written levels into
+    the configuration there is one level, the target itself.
 
     Args:
         system: With an analytic target, or any where there are frames to start from.
@@ -41,16 +45,17 @@ def annealed_family(
 
     Raises:
         UnsupportedForceError: If the target is a molecule and there are no frames, lives on something else than lines,
-            or has constraints.
+            or has constraints; or if there are to be maps of something else than particles.
         CheckpointMismatchError: If the frames are not of this system, or not those of the pilot.
         AnnealingError: If the levels do not end at the target.
     """
     settings = config.annealing
     (base, path), kernels = _start(system, settings), _kernels(system, settings)
     schedule = Schedule(settings.levels or (1.0,)) if schedule is None else schedule
+    maps = _maps(system, settings, len(schedule))
     if config.family == "annealed_importance":
-        return annealed_importance(base, kernels, schedule, path=path)
-    return smc(base, kernels, schedule, threshold=settings.threshold, path=path)
+        return annealed_importance(base, kernels, schedule, maps=maps, path=path)
+    return smc(base, kernels, schedule, threshold=settings.threshold, maps=maps, path=path)
 
 
 def run_pilot(
@@ -93,6 +98,28 @@ def _kernels(system: "System | AnalyticSystem", settings: AnnealedSamplerConfig)
     return stochastic_block(
         settings.kernel, step_size=settings.step_size, n_steps=settings.n_steps, n_leapfrog=settings.n_leapfrog
     )
+
+
+def _maps(system: "System | AnalyticSystem", settings: AnnealedSamplerConfig, n_levels: int) -> list[EulerFlow] | None:
+    if settings.maps == "none":
+        return None
+    space = system.target.fields.get("positions")
+    if system.temperature is not None or space is None or len(space.shape) != 2:
+        raise UnsupportedForceError(
+            f"system {system.name} is not made of particles whose pairs alone say what they are: leave "
+            "generator.annealing.maps out."
+        )
+    species = [int(kind) for kind in getattr(system.target, "species", [0] * space.shape[0])]
+    field = partial(
+        PairField,
+        species,
+        space.shape[1],
+        box=getattr(system.target, "length", None),
+        reach=settings.map_reach,
+        start=settings.map_start,
+        n_basis=settings.map_basis,
+    )
+    return [EulerFlow(field()) for _ in range(n_levels)]
 
 
 def _start(

@@ -53,6 +53,17 @@ class AnnealedSamplerConfig(_Section):
     cess: float = Field(0.9, gt=0, lt=1, description="Pilot: conditional effective fraction of neighbouring levels.")
     pilot_size: int = Field(1000, ge=2, description="Pilot: rows of its population.")
     pilot_rounds: int = Field(8, ge=1, description="Pilot: calls of the kernel at every level, in which steps adapt.")
+    maps: Literal["none", "pair"] = Field(
+        "none",
+        description="Before every level a map, fitted in the pilot: pair = a step along a field between pairs of "
+        "particles, in a box or a cluster.",
+    )
+    map_basis: int = Field(10, ge=2, description="Gaussians of the distance, for every pair of species.")
+    map_start: float = Field(0.0, ge=0, description="Centre of the first of them.")
+    map_reach: float | None = Field(
+        None, gt=0, description="Largest distance at which a map acts; None = half the box, which clusters lack."
+    )
+    map_rows: int = Field(1500, ge=2, description="Rows of the population on which the maps are fitted.")
 
 
 class StochasticConfig(_Section):

@@ -29,6 +29,9 @@ class PairField(VectorField):
         n_basis: Gaussians, equidistant and as wide as they are apart.
         n_times: Knots of t in [0, 1]; 1 = f does not depend on t.
 
+    Attributes:
+        kinds: The unordered pairs of types that occur, in the order of the last axis of the weights.
+
     Raises:
         ValueError: If the reach is more than half an edge, or numbers make no basis.
 
@@ -75,14 +78,13 @@ class PairField(VectorField):
         self.n_particles, self.n_dimensions = len(types), n_dimensions
         self.reach = float(reach)
         self.register_buffer("_edges", edges, persistent=False)
-        first, second, kinds = _pairs(types)
-        self.n_kinds = int(kinds.max()) + 1
+        first, second, kind_of, self.kinds = _pairs(types)
         self.register_buffer("_first", first, persistent=False)
         self.register_buffer("_second", second, persistent=False)
-        self.register_buffer("_kinds", kinds, persistent=False)
+        self.register_buffer("_kind_of", kind_of, persistent=False)
         self.register_buffer("_centres", torch.linspace(start, self.reach, n_basis), persistent=False)
         self._width = (self.reach - start) / (n_basis - 1)
-        self.weights = torch.nn.Parameter(torch.zeros(n_times, n_basis, self.n_kinds))
+        self.weights = torch.nn.Parameter(torch.zeros(n_times, n_basis, len(self.kinds)))
 
     def forward(
         self, positions: Float[Tensor, "batch particles dim"], t: float | Float[Tensor, " batch"] = 0.0
@@ -114,6 +116,12 @@ class PairField(VectorField):
         f, slope = self._strength(d, t)
         return self._gathered([f * c for c in r]), self._blocks(r, f, slope / d)
 
+    def strength(self, distances: Float[Tensor, " n"], t: float = 0.0) -> Float[Tensor, "kinds n"]:
+        """The function f of every kind of pair at given distances, (kinds, n)."""
+        g = self._gaussians(distances[:, None])[..., 0]
+        weights = torch.einsum("t,tkp->kp", self._hats(t, distances), self.weights)
+        return (g @ weights).t() * self._cutoff(distances)[0]
+
     def stein(
         self, positions: Float[Tensor, "batch particles dim"], force: Float[Tensor, "batch particles dim"]
     ) -> Float[Tensor, "batch basis"]:
@@ -127,7 +135,7 @@ class PairField(VectorField):
             force: F, (batch, N, D), in kT per unit of length.
 
         Returns:
-            (batch, n_basis · n_kinds), in the order of `weights[0].flatten()`.
+            (batch, n_basis · kinds), in the order of `weights[0].flatten()`.
 
         References:
             Control functionals for Monte Carlo integration (Oates, Girolami, Chopin, 2017), eq. 2,
@@ -143,7 +151,7 @@ class PairField(VectorField):
         # of cut · g · (x_i − x_j), g a Gaussian: both parts are g times something
         at_centre = 2.0 * (slope_of_cut * d + self.n_dimensions * cut) + cut * pull
         beside = 2.0 * cut * d / self._width**2
-        kinds = torch.nn.functional.one_hot(self._kinds, self.n_kinds).to(d.dtype)
+        kinds = torch.nn.functional.one_hot(self._kind_of, len(self.kinds)).to(d.dtype)
         functions = [
             (g * (at_centre - beside * (d - centre))).t() @ kinds
             for g, centre in zip(self._gaussians(d).unbind(1), self._centres, strict=True)
@@ -193,7 +201,7 @@ class PairField(VectorField):
         f = slope = 0.0
         for k, layer in enumerate(layers):
             # Σ w g and Σ w centre g, of which the slope Σ w g (centre − r)/width² is made
-            both = torch.stack([layer, layer * self._centres[:, None]])[:, :, self._kinds].permute(2, 0, 1)
+            both = torch.stack([layer, layer * self._centres[:, None]])[:, :, self._kind_of].permute(2, 0, 1)
             value, moment = torch.bmm(both, g).unbind(1)
             hat = hats[k] if per_row else 1.0
             f = f + hat * cut * value
@@ -226,13 +234,17 @@ class PairField(VectorField):
     def extra_repr(self) -> str:
         """Sizes."""
         shape = f"particles={self.n_particles}, dimensions={self.n_dimensions}, reach={self.reach:.6g}"
-        return f"{shape}, kinds of pairs={self.n_kinds}, basis={self.weights.shape[1]}, times={self.weights.shape[0]}"
+        return (
+            f"{shape}, kinds of pairs={len(self.kinds)}, basis={self.weights.shape[1]}, times={self.weights.shape[0]}"
+        )
 
 
-def _pairs(types: Sequence[int]) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
-    """Both members of every pair, and its kind: a number for every unordered pair of types that occurs."""
+def _pairs(
+    types: Sequence[int],
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Int[Tensor, " pairs"], tuple[tuple[int, int], ...]]:
+    """Both members of every pair, the index of its kind, and the kinds: the unordered pairs of types that occur."""
     of = torch.as_tensor(types, dtype=torch.long)
     first, second = torch.triu_indices(len(of), len(of), 1)
-    low, high = torch.minimum(of[first], of[second]), torch.maximum(of[first], of[second])
-    kinds = torch.unique(torch.stack([low, high]), dim=1, return_inverse=True)[1]
-    return first, second, kinds
+    both = torch.stack([torch.minimum(of[first], of[second]), torch.maximum(of[first], of[second])])
+    kinds, kind_of = torch.unique(both, dim=1, return_inverse=True)
+    return first, second, kind_of, tuple((int(a), int(b)) for a, b in kinds.t())

@@ -61,12 +61,23 @@ def test_weights_between_knots_are_interpolated():
     torch.testing.assert_close(made(x, 0.7), 0.6 * at[0] + 0.4 * at[1], rtol=0.0, atol=1e-12)
 
 
+def test_strength_is_what_moves_two_particles():
+    made = PairField([1, 0], 2, box=3.0, n_basis=6, n_times=3).double()
+    torch.nn.init.normal_(made.weights, generator=make_rng(1))
+    r = torch.linspace(0.1, 1.4, 7, dtype=torch.float64)
+    x = torch.zeros(7, 2, 2, dtype=torch.float64)
+    x[:, 1, 0] = r
+    (f,) = made.strength(r, 0.3)
+    torch.testing.assert_close(made(x, 0.3)[:, 1, 0], f * r)
+    assert float(made.strength(torch.tensor([1.6], dtype=torch.float64)).detach()) == 0.0
+
+
 def test_every_weight_gets_its_gradient():
     made, x = field(reach=4.0, n_times=2), positions()
     v, jacobian = made.velocity_and_jacobian(x, torch.tensor([0.0, 0.3, 0.6, 1.0], dtype=torch.float64))
     (v.square().sum() + jacobian.square().sum()).backward()
     # the one particle of type 2 has no partner of its own kind
-    assert made.n_kinds == 5
+    assert made.kinds == ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2))
     assert (made.weights.grad != 0).all()
 
 
