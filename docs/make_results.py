@@ -381,6 +381,51 @@ def annealed() -> str:
     return table((*head, "command or source"), rows)
 
 
+def glass_flow() -> str:
+    """Energies of a supercooled liquid by four samplers at equal numbers of target calls."""
+    found = load("glass_flow")
+    if found is None:
+        return MISSING
+    shown, results = ("0.45", "0.4", "0.3", "0.27", "0.23"), found["results"]
+    rows: list[Row] = []
+    for method in (
+        "annealed flow",
+        "population annealing",
+        "parallel tempering",
+        "swap Monte Carlo in the same ladder",
+    ):
+        r = results[method]
+        at = r["temperatures"]
+        energies = (pm(at[t]["E/N"], at[t]["E/N error"], 4) for t in shown)
+        rows.append((method, *energies, f"{r['target calls'] / 1e6:.1f}·10⁶", number(r["CPU seconds"])))
+    head = ("", *(f"E/N at T = {t}" for t in shown), "target calls", "CPU seconds")
+    return table(head, rows)
+
+
+def glass_flow_weights() -> str:
+    """What the maps save of the weights."""
+    found = load("glass_flow")
+    if found is None:
+        return MISSING
+    shown, rows = ("0.7", "0.45", "0.3", "0.23"), []
+    for method in ("annealed flow", "population annealing"):
+        r = found["results"][method]
+        key = "effective fraction since the last temperature"
+        parts = (f"{100 * r['temperatures'][t][key]:.0f} %" for t in shown)
+        families = f"{r['independent families, n/rho_t']:.0f} of {r['populations'] * r['size']:,}".replace(",", " ")
+        spread = f"{r['log mean weight, standard deviation over populations']:.2f} kT"
+        rows.append((method, *parts, f"{r['populations']} × {r['size']}", families, spread, str(r["failed rows"])))
+    head = (
+        "",
+        *(f"effective fraction of the step to T = {t}" for t in shown),
+        "populations",
+        "independent families at the end",
+        "spread of log Z between populations",
+        "failed rows",
+    )
+    return table(head, rows)
+
+
 def snf_blocks() -> str:
     """Every stochastic block against the exact values of the double well."""
     found = load("snf_blocks")
@@ -501,6 +546,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "path_gradients": path_gradients,
     "difference": difference,
     "annealed": annealed,
+    "glass_flow": glass_flow,
+    "glass_flow_weights": glass_flow_weights,
+    "from glass_flow": lambda: provenance("glass_flow", "python benchmarks/glass_flow.py"),
     "from alanine_dipeptide": lambda: provenance("alanine_dipeptide", "python benchmarks/alanine_dipeptide.py"),
     "from energy_only": lambda: provenance("alanine_dipeptide_energy_only", ENERGY_ONLY_COMMAND),
     "from flows": lambda: provenance("flows", "python benchmarks/flows.py"),
