@@ -81,8 +81,12 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "log-variance loss": ("richter2020",),
     "path gradient": ("roeder2017", "vaitl2024"),
     # simulation
+    "dual averaging": ("hoffman2014", "nesterov2009"),
+    "flow-MCMC": ("gabrie2022",),
+    "mass adaptation": ("welford1962", "carpenter2017"),
     "ISIR": ("tjelmeland2004", "andrieu2018", "samsonov2022"),
     "LearnedMove": ("hastings1970", "noe2019", "gabrie2022"),
+    "NeuTra": ("hoffman2019", "parno2018"),
     "ParallelTempering": ("hukushima1996",),
     "PathExchange": ("hukushima1996", "fukunishi2002"),
     "ReplicaExchange": ("hukushima1996", "fukunishi2002"),

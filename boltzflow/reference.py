@@ -12,7 +12,7 @@ from boltzflow.ensemble import Ensemble
 from boltzflow.errors import CheckpointMismatchError
 from boltzflow.io.config import SimulationConfig
 from boltzflow.simulation import ChainResult, series_diagnostics
-from boltzflow.simulation.frames import Frames, chains_to_ensemble
+from boltzflow.simulation.frames import SystemFrames, chains_to_ensemble
 from boltzflow.simulation.settings import complete, molecule_tempering, n_sweeps, records
 from boltzflow.simulation.unfinished import Unfinished
 from boltzflow.systems import SystemFolder
@@ -153,7 +153,7 @@ def _tempering(
     simulation = molecule_tempering(system, settings, device=settings.device, seed=settings.seed)
     n_records = records(settings, dimension=system.dimension)
     n_rungs = simulation.n_rungs if settings.keep == "all" else 1
-    frames = Frames(system)
+    frames = SystemFrames(system)
     if saved is not None:
         simulation.load_state_dict(saved["simulation"])
         frames.load_state_dict(saved["frames"])

@@ -170,7 +170,7 @@ def test_chains_cite_the_simulation():
         simulation.burn_in(4)
         result = simulation.run(4)
         assert ("ParallelTempering" in result.methods) == (len(temperatures) > 1)
-        assert {"MALA", "step size adaptation", "DoubleWell"} <= set(result.methods)
+        assert {"MALA", "dual averaging", "DoubleWell"} <= set(result.methods)
 
 
 def test_differences_between_systems_cite_their_estimator():

@@ -31,7 +31,7 @@ ARROWS = {
     "io": {"errors", "_typing"},
     "ensemble": {"statistics", "io"},
     "generators": {"paths", "ensemble"},
-    "simulation": {"transitions", "targets", "ensemble"},
+    "simulation": {"paths", "ensemble"},
     "objectives": {"generators"},
     "training": {"objectives", "simulation", "io"},
     "analysis": {"ensemble", "simulation"},

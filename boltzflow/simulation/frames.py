@@ -14,11 +14,12 @@ from boltzflow.io.provenance import Provenance, method_names
 from boltzflow.run import Ledger
 from boltzflow.simulation.result import ChainResult
 from boltzflow.statistics.tempered import ladder_groups, tempered_weights
+from boltzflow.targets.target import Target
 
 if TYPE_CHECKING:
-    from boltzflow.systems import System
+    from boltzflow.systems import AnalyticSystem, System
 
-__all__ = ["Frames", "chains_to_ensemble"]
+__all__ = ["Frames", "SystemFrames", "chains_to_ensemble"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +29,19 @@ _BATCH = 4096
 class Frames:
     """Frames of one simulation, collected part by part.
 
-    Positions are relabelled into the system's sector, where it has one, and kept in float32, with the energies of these
-    rounded positions.
-
     Args:
-        system: What is simulated.
+        target: What is simulated, in the coordinates that are kept.
+        topology: Of the ensemble.
+        dtype: In which the chains run, for the provenance.
+        extra: Goes into the provenance.
     """
 
-    def __init__(self, system: "System") -> None:
-        self.system = system
+    def __init__(
+        self, target: Target, *, topology: Any = None, dtype: str = "float64", extra: Mapping[str, Any] | None = None
+    ) -> None:
+        self.target, self.topology, self.dtype, self.extra = target, topology, dtype, dict(extra or {})
         self.n_relabelled = 0
-        self._positions: list[torch.Tensor] = []
+        self._samples: dict[str, list[torch.Tensor]] = {name: [] for name in target.fields}
         self._energies: list[torch.Tensor] = []
         self._times: list[torch.Tensor] = []
         self._columns: tuple[torch.Tensor, torch.Tensor | None] | None = None
@@ -54,20 +57,16 @@ class Frames:
 
     def add(self, part: ChainResult) -> None:
         """Append frames that follow in time; all parts have the same columns."""
-        target = self.system.target
-        positions = part.samples["positions"]
-        kept, energies = [], []
-        for rows in positions.flatten(0, 1).split(_BATCH):
-            if self.system.box is None:  # a periodic system has no sector
-                rows, n_relabelled = self.system.sector.relabel(rows.to(next(self.system.sector.buffers()).device))
-                self.n_relabelled += n_relabelled
-            rows = rows.float()
-            kept.append(rows.cpu())
-            energies.append(target.reduced_energy(target.state(rows.double())).cpu())
-        self._positions.append(torch.cat(kept).unflatten(0, positions.shape[:2]))
-        self._energies.append(torch.cat(energies).unflatten(0, positions.shape[:2]))
+        samples, energies = self._kept(part)
+        for name, values in samples.items():
+            self._samples[name].append(values)
+        self._energies.append(energies)
         self._times.append(part.frames)
         self._columns = (part.chains, part.rungs)
+
+    def _kept(self, part: ChainResult) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Fields and energies as they are kept, on the host, (n_frames, n_columns, *event)."""
+        return dict(part.samples), part.reduced_energies
 
     def ensemble(
         self,
@@ -87,7 +86,7 @@ class Frames:
         into the sector, or that are off the constraints, have weight zero and count as `n_nonfinite`.
 
         Args:
-            method: "pt" or "md", for the provenance.
+            method: "pt", "md", "neutra" or "flow-mcmc", for the provenance.
             seed: Of the simulation.
             wanted: Frames that were asked for; fewer mark the ensemble as interrupted.
             diagnostics: Of the simulation, with "temperatures" if frames of all rungs are kept.
@@ -95,10 +94,10 @@ class Frames:
             seconds: Wall time.
             methods: Names for `boltzflow.cite`.
         """
-        positions, u = torch.cat(self._positions), torch.cat(self._energies)
+        u = torch.cat(self._energies)
         n_frames, n_columns = u.shape
         chains, rungs = self._columns
-        target = self.system.target
+        target = self.target
         outside = ~torch.isfinite(u)
         if rungs is None:
             log_weights = torch.where(outside, -torch.inf, 0.0).double()
@@ -111,25 +110,23 @@ class Frames:
             rows = {"groups": groups}
             diagnostics = {**diagnostics, "mbar": found}
         extra = {
-            "system": self.system.name,
-            "source": self.system.source,
-            "temperature": self.system.temperature,
+            **self.extra,
             "method": method,
             "measure": target.measure,
             "n_relabelled": self.n_relabelled,
             "simulation": json.loads(json.dumps(diagnostics)),
         }
         return Ensemble(
-            samples={"positions": positions.flatten(0, 1)},
+            samples={name: torch.cat(parts).flatten(0, 1) for name, parts in self._samples.items()},
             spaces=target.fields,
             log_weights=log_weights.flatten(),
             reduced_energies=u.flatten(),
             target=target.name,
             normalisation="none",
-            topology=self.system.topology,
+            topology=self.topology,
             provenance=Provenance(
                 seed=seed,
-                dtype="float64",
+                dtype=self.dtype,
                 ledger=ledger.as_dict(),
                 seconds=seconds,
                 n_nonfinite=int(outside.sum()),
@@ -144,7 +141,7 @@ class Frames:
         """Tensors and plain values of what was collected."""
         return {
             "n_relabelled": int(self.n_relabelled),
-            "positions": list(self._positions),
+            "samples": {name: list(parts) for name, parts in self._samples.items()},
             "energies": list(self._energies),
             "times": list(self._times),
             "columns": self._columns,
@@ -153,13 +150,47 @@ class Frames:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`."""
         self.n_relabelled, self._columns = saved["n_relabelled"], saved["columns"]
-        self._positions, self._energies = list(saved["positions"]), list(saved["energies"])
-        self._times = list(saved["times"])
+        self._samples = {name: list(parts) for name, parts in saved["samples"].items()}
+        self._energies, self._times = list(saved["energies"]), list(saved["times"])
 
     def cold(self) -> torch.Tensor:
         """Energies of the frames at the system's own temperature, (n_frames, n_chains)."""
         u, (_, rungs) = torch.cat(self._energies), self._columns
         return u if rungs is None else u[:, rungs == 0]
+
+
+class SystemFrames(Frames):
+    """Frames of a system as they go into its reference.
+
+    Positions of a molecule are relabelled into its sector, where it has one, and kept in float32, with the energies of
+    these rounded positions.
+
+    Args:
+        system: What is simulated.
+    """
+
+    def __init__(self, system: "System | AnalyticSystem") -> None:
+        self.system, self._is_molecule = system, system.temperature is not None
+        extra = {"system": system.name, "source": system.source}
+        if self._is_molecule:
+            extra["temperature"] = system.temperature
+        super().__init__(system.target, topology=system.topology if self._is_molecule else None, extra=extra)
+
+    def _kept(self, part: ChainResult) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        if not self._is_molecule:
+            return super()._kept(part)
+        target = self.system.target
+        positions = part.samples["positions"]
+        kept, energies = [], []
+        for rows in positions.flatten(0, 1).split(_BATCH):
+            if self.system.box is None:  # a periodic system has no sector
+                rows, n_relabelled = self.system.sector.relabel(rows.to(next(self.system.sector.buffers()).device))
+                self.n_relabelled += n_relabelled
+            rows = rows.float()
+            kept.append(rows.cpu())
+            energies.append(target.reduced_energy(target.state(rows.double())).cpu())
+        shape = positions.shape[:2]
+        return {"positions": torch.cat(kept).unflatten(0, shape)}, torch.cat(energies).unflatten(0, shape)
 
 
 def _tempered(
@@ -186,7 +217,9 @@ def _tempered(
     return torch.from_numpy(found.log_weights).flatten(1), groups, described
 
 
-def chains_to_ensemble(system: "System", result: ChainResult, *, method: str, seed: int, wanted: int) -> Ensemble:
+def chains_to_ensemble(
+    system: "System | AnalyticSystem", result: ChainResult, *, method: str, seed: int, wanted: int
+) -> Ensemble:
     """All frames of a finished simulation; see `Frames.ensemble`.
 
     Args:
@@ -196,7 +229,7 @@ def chains_to_ensemble(system: "System", result: ChainResult, *, method: str, se
         seed: Of the simulation.
         wanted: Frames that were asked for; fewer mark the ensemble as interrupted.
     """
-    frames = Frames(system)
+    frames = SystemFrames(system)
     frames.add(result)
     return frames.ensemble(
         method=method,

@@ -6,6 +6,7 @@ import torch
 
 from boltzflow._typing import Float64, Tensor
 from boltzflow.run import Run
+from boltzflow.simulation.flow_training import FlowTraining
 from boltzflow.simulation.learned_move import LearnedKernel
 from boltzflow.state import State
 from boltzflow.targets.target import Target
@@ -32,6 +33,7 @@ class ISIR(LearnedKernel):
         every: Sweeps of a simulation between calls.
         n_rungs: Coldest rungs of every ladder that a simulation applies it to.
         n_steps: Trials per call.
+        training: How the generator learns in a burn-in; None = not at all.
         level: λ on the annealing path.
 
     Raises:
@@ -51,9 +53,10 @@ class ISIR(LearnedKernel):
         every: int = 1,
         n_rungs: int = 1,
         n_steps: int = 1,
+        training: FlowTraining | None = None,
         level: float = 1.0,
     ) -> None:
-        super().__init__(generator, every=every, n_rungs=n_rungs, n_steps=n_steps, level=level)
+        super().__init__(generator, every=every, n_rungs=n_rungs, n_steps=n_steps, training=training, level=level)
         if n_proposals < 1:
             raise ValueError(f"ISIR n_proposals: expected at least 1, got {n_proposals}.")
         self.n_proposals = n_proposals

@@ -1,13 +1,15 @@
 """Learned moves: configurations drawn by a trained generator, Metropolis-tested in a chain."""
 
 import abc
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from boltzflow._typing import Float64, Tensor
 from boltzflow.io.provenance import method_names
 from boltzflow.run import Run
+from boltzflow.simulation.flow_training import FlowTrainer, FlowTraining
 from boltzflow.state import State
 from boltzflow.transitions.metropolis import MetropolisKernel, moves_centre
 
@@ -28,6 +30,10 @@ class LearnedKernel(MetropolisKernel, abc.ABC):
     exact there, the log-odds at T are about −(1 − T0/T)(T/T0 − 1) d/2 in d dimensions, so that few moves are accepted
     at higher ones. The other rungs receive by exchange what the coldest accepts.
 
+    With `training` the generator learns from the coldest walkers while a simulation is burnt in, and is frozen before
+    the burn-in ends, so that every frame that is kept comes from one fixed kernel and the chain is exact. Simulations
+    copy their kernels: what has learned is `simulation.kernels[i].generator`.
+
     Args:
         generator: Bijective, of the dtype of the walkers (float64: its density enters the odds), and on the fields
             and the measure of the Target that is sampled. Its density must not depend on what the Target's energy
@@ -35,6 +41,7 @@ class LearnedKernel(MetropolisKernel, abc.ABC):
         every: Sweeps of a simulation between calls.
         n_rungs: Coldest rungs of every ladder that a simulation applies it to.
         n_steps: Trials per call.
+        training: How the generator learns in a burn-in; None = not at all.
         level: λ on the annealing path.
 
     Raises:
@@ -42,7 +49,14 @@ class LearnedKernel(MetropolisKernel, abc.ABC):
     """
 
     def __init__(
-        self, generator: "Generator", *, every: int = 1, n_rungs: int = 1, n_steps: int = 1, level: float = 1.0
+        self,
+        generator: "Generator",
+        *,
+        every: int = 1,
+        n_rungs: int = 1,
+        n_steps: int = 1,
+        training: FlowTraining | None = None,
+        level: float = 1.0,
     ) -> None:
         super().__init__(n_steps=n_steps, level=level)
         name = type(self).__name__
@@ -51,12 +65,47 @@ class LearnedKernel(MetropolisKernel, abc.ABC):
         if every < 1 or n_rungs < 1:
             raise ValueError(f"{name}: expected every >= 1 and n_rungs >= 1, got {every} and {n_rungs}.")
         self.generator = generator
-        self.every, self.n_rungs = every, n_rungs
+        self.every, self.n_rungs, self.training = every, n_rungs, training
+        self._trainer: FlowTrainer | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
         """Names by which `boltzflow.cite` finds the references of the move and of its generator."""
-        return tuple(method_names(type(self).__name__, self.generator))
+        adaptive = () if self.training is None else ("flow-MCMC",)
+        return tuple(method_names(type(self).__name__, *adaptive, self.generator))
+
+    def learn(self, state: State, run: Run, *, progress: float) -> None:
+        """Train the generator after a sweep of a burn-in, as far as `training` says so.
+
+        Args:
+            state: The coldest walkers.
+            run: Its random stream chooses the states.
+            progress: Fraction of the burn-in that is done.
+        """
+        if self.training is None or not self.training.steps:
+            return
+        if progress >= self.training.until:
+            self._trainer = None
+            return
+        self._trainer = self._trainer or FlowTrainer(self.generator, self.training)
+        self._trainer.step(state, run)
+
+    def memory(self) -> dict[str, Any]:
+        """What has been learned, and what it takes to learn on: tensors and plain values."""
+        if self.training is None:
+            return {}
+        trainer = None if self._trainer is None else self._trainer.state_dict()
+        return {"generator": self.generator.state_dict(), "trainer": trainer}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Continue from `memory()`."""
+        if not memory:
+            return
+        self.generator.load_state_dict(memory["generator"])
+        self._trainer = None
+        if memory["trainer"] is not None:
+            self._trainer = FlowTrainer(self.generator, self.training)
+            self._trainer.load_state_dict(memory["trainer"], self.generator.device)
 
     def _proposals(
         self, state: State, n: int, run: Run

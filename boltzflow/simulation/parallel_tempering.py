@@ -14,12 +14,14 @@ from boltzflow._typing import Float64, Tensor
 from boltzflow.errors import CheckpointMismatchError, UnsupportedForceError
 from boltzflow.io.provenance import method_names
 from boltzflow.run import Context, Ledger, Level, Run, make_rng, new_seed
+from boltzflow.simulation.adaptation import Adaptation
 from boltzflow.simulation.diagnostics import series_diagnostics
 from boltzflow.simulation.relaxation import relax
 from boltzflow.simulation.result import ChainResult
 from boltzflow.state import Evaluation, State
 from boltzflow.targets.target import Target
 from boltzflow.transitions.acceptance import FEWEST_ACCEPTED, rejects_everything
+from boltzflow.transitions.leapfrog import Massive
 from boltzflow.transitions.metropolis import MetropolisKernel
 from boltzflow.transitions.swap import swap_neighbours
 
@@ -64,9 +66,10 @@ class ParallelTempering:
 
     A sweep applies every kernel once to every row and then tries to swap neighbouring temperatures, even and odd pairs
     in turn. A walker keeps its row (configuration, energy, force) and changes its temperature. Where a kernel has a
-    `step_size`, `burn_in` adapts it for every temperature towards the kernel's `target_acceptance`; afterwards it is
-    frozen, so that the recorded chain has the exact stationary distribution. A kernel with `every` and `n_rungs`
-    (`LearnedMove`) is applied in every so many sweeps, and on so many of the lowest rungs.
+    `step_size`, `burn_in` adapts it for every temperature towards the kernel's `target_acceptance`, and if wanted the
+    masses of kernels that have any (`HMC`) to the variances; afterwards both are frozen, so that the recorded chain has
+    the exact stationary distribution. A kernel with `every` and `n_rungs` (`LearnedMove`) is applied in every so many
+    sweeps, and on so many of the lowest rungs.
 
     Args:
         target: Sampled at the first temperature, which must be its own.
@@ -86,7 +89,8 @@ class ParallelTempering:
         UnsupportedForceError: If the target has constraints.
 
     References:
-        Hukushima and Nemoto, J. Phys. Soc. Jpn. 65, 1604 (1996); Robbins and Monro, Ann. Math. Stat. 22, 400 (1951).
+        Hukushima and Nemoto, J. Phys. Soc. Jpn. 65, 1604 (1996); Hoffman and Gelman, J. Mach. Learn. Res. 15, 1593
+        (2014), section 3.2.
     """
 
     def __init__(
@@ -149,12 +153,15 @@ class ParallelTempering:
         self._walker_at = torch.arange(self.n_rungs, device=self._device)[:, None].repeat(1, n_chains)
         self._label = torch.zeros_like(self._walker_at)
         self._tuned = [i for i, k in enumerate(self.kernels) if hasattr(k, "step_size")]
+        self._learning = [k for k in self.kernels if hasattr(k, "learn")]
         self.step_sizes = {
             i: self.kernels[i].step_size.double().expand(self.n_rungs).to(self._device) for i in self._tuned
         }
         self._sweeps = 0
-        # of a burn-in that has begun: its sweeps, log step sizes and their averages
-        self._adaptation: dict[str, Any] | None = None
+        # of kernels whose masses were adapted
+        self.masses: dict[int, dict[str, Tensor]] = {}
+        # of a burn-in that has begun
+        self._adaptation: Adaptation | None = None
         self._reset()
 
     @property
@@ -176,7 +183,8 @@ class ParallelTempering:
     def methods(self) -> tuple[str, ...]:
         """Names by which `boltzflow.cite` finds the references of what it does; with one temperature no exchanges."""
         exchange = (type(self).__name__,) if self.n_rungs > 1 else ()
-        adapted = ("step size adaptation",) if self._tuned else ()
+        adapted = ("dual averaging",) if self._tuned else ()
+        adapted += ("mass adaptation",) if self.masses else ()
         return tuple(method_names(*exchange, *adapted, *self.kernels, self.target))
 
     def _reset(self) -> None:
@@ -249,38 +257,52 @@ class ParallelTempering:
         self._trips += (bottom & (self._label == 2)).sum()
         self._label = torch.where(bottom, 1, torch.where(top & (self._label == 1), 2, self._label))
 
-    def burn_in(self, n_sweeps: int, *, on_sweep: Callable[[], None] | None = None) -> None:
-        """Equilibrate, and adapt the step sizes to every temperature by stochastic approximation; then freeze them.
+    def burn_in(self, n_sweeps: int, *, masses: bool = False, on_sweep: Callable[[], None] | None = None) -> None:
+        """Equilibrate, and adapt the step sizes to every temperature by dual averaging; then freeze them.
 
-        The frozen step is the average of its logarithm over the second half.
-
-        A burn-in in which `state_dict` was taken goes on where it was.
+        Generators of learned moves learn, where they are to (`LearnedKernel`), and are frozen earlier. A burn-in in
+        which `state_dict` was taken goes on where it was.
 
         Args:
             n_sweeps: At least a few dozen for the adaptation to settle.
+            masses: Whether HMC gets the inverse variances of the coldest walkers as masses, by field on a line. They
+                are estimated in windows of doubling length (`slow_windows`), each of which starts the adaptation of the
+                step sizes anew. Not for molecules in Cartesian coordinates, whose variances are those of tumbling.
             on_sweep: Called after every sweep, e.g. to move a progress bar.
         """
-        if self._adaptation is None:
-            log_step = {i: s.log() for i, s in self.step_sizes.items()}
-            self._adaptation = {"done": 0, "log_step": log_step, "mean": {}}
-            self._adaptation["mean"] = {i: torch.zeros_like(s) for i, s in log_step.items()}
-        log_step, mean = self._adaptation["log_step"], self._adaptation["mean"]
-        first = n_sweeps // 2
-        for t in range(self._adaptation["done"], n_sweeps):
+        adaptation = self._adaptation = self._adaptation or self._new_adaptation(masses=masses)
+        while adaptation.done < n_sweeps:
             acceptance = self._sweep()
-            for i in log_step:
-                log_step[i] = log_step[i] + (acceptance[i] - self.kernels[i].target_acceptance) / (1 + t) ** 0.5
-                self.step_sizes[i] = log_step[i].exp()
-                if t >= first:
-                    mean[i] = mean[i] + log_step[i] / (n_sweeps - first)
-            self._adaptation["done"] = t + 1
+            cold = self._state.index(self._lowest(1))
+            mass = adaptation.update(acceptance, cold, n_sweeps)
+            for kernel in self._learning:
+                kernel.learn(cold, self._run, progress=adaptation.done / n_sweeps)
+            for i, step in adaptation.steps.items():
+                if mass is not None and isinstance(self.kernels[i], Massive):
+                    step.restart(step.mean * self._set_masses(i, mass))
+                self.step_sizes[i] = step.log_step.exp()
             if on_sweep is not None:
                 on_sweep()
         if n_sweeps:
-            self.step_sizes = {i: m.exp() for i, m in mean.items()}
+            self.step_sizes = {i: step.mean for i, step in adaptation.steps.items()}
         self._adaptation = None
         self._reset()
         _log.debug("step sizes after burn-in: %s", {i: s.tolist() for i, s in self.step_sizes.items()})
+
+    def _new_adaptation(self, *, masses: bool) -> Adaptation:
+        targets = {i: self.kernels[i].target_acceptance for i in self._tuned}
+        return Adaptation(self.step_sizes, targets, masses=masses)
+
+    def _set_masses(self, i: int, masses: dict[str, Tensor]) -> float:
+        """Give a kernel other masses; returns the factor on its step size that keeps that of its stiffest coordinate.
+
+        The masses are inverse variances, so that the frequency of a coordinate was √(new mass / old mass).
+        """
+        kernel = self.kernels[i]
+        stiffest = max(float((m / kernel.mass(name, m[None])).max()) for name, m in masses.items()) ** 0.5
+        kernel.register_masses(masses, learnable=False)
+        self.masses[i] = masses
+        return stiffest
 
     def run(
         self,
@@ -346,9 +368,13 @@ class ParallelTempering:
 
     def _walkers(self, n_rungs: int) -> tuple[Tensor, State]:
         """Energies and configurations of the walkers on the first rungs, rungs slowest."""
-        rows = self._walker_at[:n_rungs] * self.n_chains + torch.arange(self.n_chains, device=self._device)
+        rows = self._lowest(n_rungs)
         u, self._state = self._run.evaluate(self.target, self._state)
-        return u[rows.flatten()], self._state.index(rows.flatten())
+        return u[rows], self._state.index(rows)
+
+    def _lowest(self, n_rungs: int) -> Tensor:
+        """Rows of the walkers on the first rungs, rungs slowest."""
+        return (self._walker_at[:n_rungs] * self.n_chains + torch.arange(self.n_chains, device=self._device)).flatten()
 
     def _result(
         self,
@@ -357,7 +383,8 @@ class ParallelTempering:
         diagnostics: dict[str, Any],
         began: float,
     ) -> ChainResult:
-        samples = {k: torch.stack([s[k] for _, _, s in frames]).cpu() for k in self.target.fields} if frames else {}
+        names = frames[0][2].fields if frames else ()
+        samples = {k: torch.stack([s[k] for _, _, s in frames]).cpu() for k in names}
         energies = torch.zeros(0, self.n_chains, dtype=torch.float64)
         if frames:
             energies = torch.stack([u for _, u, _ in frames]).cpu()
@@ -425,7 +452,9 @@ class ParallelTempering:
             "sweeps": [self._sweeps, self._counted],
             "rng": self._run.rng.get_state(),
             "ledger": self.ledger.as_dict(),
-            "adaptation": copy.deepcopy(self._adaptation),
+            "masses": {i: dict(m) for i, m in self.masses.items()},
+            "adaptation": None if self._adaptation is None else self._adaptation.state_dict(),
+            "learned": [kernel.memory() for kernel in self._learning],
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -451,9 +480,14 @@ class ParallelTempering:
         for mine, counter in zip(self._counters(), saved["counters"], strict=True):
             mine.copy_(counter)
         self._sweeps, self._counted = saved["sweeps"]
-        self._adaptation = copy.deepcopy(saved.get("adaptation"))
-        for name in ("log_step", "mean") if self._adaptation is not None else ():
-            self._adaptation[name] = {i: value.to(device) for i, value in self._adaptation[name].items()}
+        for i, masses in saved["masses"].items():
+            self._set_masses(i, {name: m.to(device) for name, m in masses.items()})
+        for kernel, memory in zip(self._learning, saved["learned"], strict=True):
+            kernel.recall(memory)
+        self._adaptation = None
+        if saved["adaptation"] is not None:
+            self._adaptation = self._new_adaptation(masses=False)
+            self._adaptation.load_state_dict(saved["adaptation"], device)
         self._run.rng.set_state(saved["rng"])
         for counter, values in zip(
             (self.ledger.energies, self.ledger.forces, self.ledger.nonfinite), saved["ledger"].values(), strict=True
