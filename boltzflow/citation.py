@@ -256,7 +256,7 @@ def _built(config: "RunConfig") -> list[str]:
 
 def _simulated(config: "RunConfig") -> list[str]:
     """What the simulation of a configuration uses."""
-    from boltzflow.simulation.settings import complete, molecule_tempering
+    from boltzflow.simulation.settings import chains_of, complete
     from boltzflow.systems import load_system
 
     if config.simulation.method == "md":
@@ -265,7 +265,7 @@ def _simulated(config: "RunConfig") -> list[str]:
     # one ladder has the same methods as many
     settings = complete(config.simulation, dimension=system.dimension).model_copy(update={"chains": 1})
     weighted = ["mbar"] if settings.keep == "all" else []
-    return method_names(molecule_tempering(system, settings, device="cpu", seed=0), *weighted)
+    return method_names(chains_of(system, settings, device="cpu", seed=0), *weighted)
 
 
 def _open(name: str | os.PathLike) -> Any:

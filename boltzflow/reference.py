@@ -13,7 +13,7 @@ from boltzflow.errors import CheckpointMismatchError
 from boltzflow.io.config import SimulationConfig
 from boltzflow.simulation import ChainResult, series_diagnostics
 from boltzflow.simulation.frames import SystemFrames, chains_to_ensemble
-from boltzflow.simulation.settings import complete, molecule_tempering, n_sweeps, records
+from boltzflow.simulation.settings import chains_of, complete, n_sweeps, records
 from boltzflow.simulation.unfinished import Unfinished
 from boltzflow.systems import SystemFolder
 from boltzflow.training import started_processes
@@ -35,7 +35,7 @@ def simulate(
     resume: bool = False,
     save_every: float = SAVE_EVERY,
 ) -> Ensemble:
-    """Make a reference ensemble by parallel tempering or molecular dynamics.
+    """Make a reference ensemble by parallel tempering, HMC in latent coordinates, or molecular dynamics.
 
     Args:
         system: What is simulated.
@@ -150,7 +150,7 @@ def _tempering(
     *,
     show: bool,
 ) -> Ensemble:
-    simulation = molecule_tempering(system, settings, device=settings.device, seed=settings.seed)
+    simulation = chains_of(system, settings, device=settings.device, seed=settings.seed)
     n_records = records(settings, dimension=system.dimension)
     n_rungs = simulation.n_rungs if settings.keep == "all" else 1
     frames = SystemFrames(system)
@@ -158,12 +158,14 @@ def _tempering(
         simulation.load_state_dict(saved["simulation"])
         frames.load_state_dict(saved["frames"])
     extra = {"settings": settings.model_dump(mode="json")}
-    extra |= {} if settings.moves is None else {"moves": {"source": settings.moves, "every": settings.moves_every}}
+    if settings.moves is not None:
+        extra["moves"] = {"source": settings.moves}
+        extra["moves"] |= {"every": settings.moves_every} if settings.method == "pt" else {}
 
     def assembled() -> Ensemble:
         energies = {"reduced_energy": frames.cold()}
         return frames.ensemble(
-            method="pt",
+            method=settings.method,
             seed=settings.seed,
             wanted=n_records * settings.chains * n_rungs,
             diagnostics=simulation.diagnostics() | {"series": series_diagnostics(energies)} | extra,
@@ -187,17 +189,20 @@ def _tempering(
         write()
 
     logger.info(
-        "simulating %s: parallel tempering, %d ladders of %d temperatures up to %.0f K, on %s",
+        "simulating %s: %s, %d ladders of %d temperatures up to %g times its own, on %s",
         system.name,
+        "parallel tempering" if settings.method == "pt" else "HMC in latent coordinates",
         settings.chains,
         simulation.n_rungs,
-        simulation.temperatures[-1],
+        simulation.temperatures[-1] / simulation.temperatures[0],
         settings.device,
     )
+    # Cartesian variances of a molecule are those of its tumbling
+    masses = settings.method == "neutra" or system.temperature is None
     sweeps, n_left = n_sweeps(settings, dimension=system.dimension), n_records - frames.n_records
     with tqdm(total=sweeps, initial=simulation.n_sweeps, desc="simulate", unit="sweep", disable=not show) as bar:
         if simulation.needs_burn_in:
-            simulation.burn_in(settings.burn_in, on_sweep=burnt)
+            simulation.burn_in(settings.burn_in, masses=masses, on_sweep=burnt)
         try:
             if n_left:
                 simulation.run(

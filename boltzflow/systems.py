@@ -508,8 +508,8 @@ class AnalyticSystem(SystemFolder):
         if not name.startswith("_") and hasattr(System, name):
             raise NotAMoleculeError(
                 f"system {self.definition.name} is the analytic energy {self.definition.target}, which has no "
-                f"{name.replace('_', ' ')}: simulations, force fields and torsions need a molecule. Train and sample a "
-                "Generator instead, or draw exact samples from its target where it has a sampler."
+                f"{name.replace('_', ' ')}: molecular dynamics, force fields and torsions need a molecule. Simulate "
+                "it by parallel tempering, or train and sample a Generator."
             )
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 

@@ -95,7 +95,7 @@ def test_what_needs_atoms_is_refused_by_name():
         _ = system.nonsense
 
 
-@pytest.mark.parametrize("command", [["simulate"], ["forecast"], ["forcefield", "check"]])
+@pytest.mark.parametrize("command", [["simulate", "--method", "md"], ["forecast"], ["forcefield", "check"]])
 def test_commands_on_molecules_say_what_they_need(command):
     result = CliRunner().invoke(app, [*command, "snf_double_well"])
     assert result.exit_code != 0

@@ -1,4 +1,4 @@
-"""`boltzflow simulate`: a reference ensemble by parallel tempering or molecular dynamics."""
+"""`boltzflow simulate`: a reference ensemble by parallel tempering, latent HMC or molecular dynamics."""
 
 import json
 import math
@@ -35,7 +35,8 @@ def simulate(
         ),
     ] = None,
     method: Annotated[
-        Literal["pt", "md"] | None, typer.Option(help="Parallel tempering, or plain OpenMM MD. (default: pt)")
+        Literal["pt", "md", "neutra"] | None,
+        typer.Option(help="Parallel tempering, OpenMM MD, or HMC in latent coordinates of --moves. (default: pt)"),
     ] = None,
     n: Annotated[
         int | None, typer.Option("-n", help="Frames over all chains and kept temperatures. (default: 20000)")
@@ -45,11 +46,11 @@ def simulate(
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option(help="PT sweeps, or MD steps, between frames. (default: 5 or 1000; by size above 250 dimensions)"),
+        typer.Option(help="Sweeps, or MD steps, between frames. (default: 5 or 1000; by size above 250 dimensions)"),
     ] = None,
     burn_in: Annotated[
         int | None,
-        typer.Option(help="PT sweeps, or MD steps, left out. (default: 500 or 10000; 1000 above 250 dimensions)"),
+        typer.Option(help="Sweeps, or MD steps, left out. (default: 500 or 10000; 1000 above 250 dimensions)"),
     ] = None,
     max_temperature: Annotated[
         float | None, typer.Option(help="PT: of the hottest replica, relative to the system's. (default: 1.8)")
@@ -63,6 +64,12 @@ def simulate(
         typer.Option(help="PT: a generator proposes moves: a run, a checkpoint, or a system that has one. (none)"),
     ] = None,
     moves_every: Annotated[int | None, typer.Option(help="PT: sweeps between learned moves. (default: 5)")] = None,
+    moves_proposals: Annotated[
+        int | None, typer.Option(help="PT: i-SIR among so many proposals. (default: one, by Metropolis' rule)")
+    ] = None,
+    moves_training: Annotated[
+        int | None, typer.Option(help="PT: training steps of the generator per sweep of the burn-in. (default: 0)")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="PT: cpu, cuda, cuda:1, ... (default: cpu)")] = None,
     seed: Annotated[int | None, typer.Option(help="Random by default; recorded.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a simulation that was killed.")] = False,
@@ -73,8 +80,9 @@ def simulate(
     config = _configured(what)
     given = {"method": method, "n": n, "chains": chains, "stride": stride, "burn_in": burn_in, "device": device}
     given |= {"max_temperature": max_temperature, "keep": keep, "seed": as_seed(seed)}
-    given |= {"moves": moves, "moves_every": moves_every}
-    for name in ("n", "chains", "stride", "burn_in", "moves_every"):
+    of_moves = {"moves_every": moves_every, "moves_proposals": moves_proposals, "moves_training": moves_training}
+    given |= {"moves": moves, **of_moves}
+    for name in ("n", "chains", "stride", "burn_in", *of_moves):
         if given[name] is not None and given[name] < 1:
             option = "-n" if name == "n" else f"--{name.replace('_', '-')}"
             raise FormatError(f"{option}: expected a number >= 1, got {given[name]}.")
@@ -82,8 +90,12 @@ def simulate(
         raise FormatError(f"--max-temperature: expected a factor >= 1, got {max_temperature}.")
     settings = config.simulation.model_copy(update={k: v for k, v in given.items() if v is not None})
     as_device(settings.device)
-    if moves_every is not None and settings.moves is None:
-        raise FormatError(f"--moves-every {moves_every}: there are no learned moves; name their generator by --moves.")
+    for name, value in of_moves.items():
+        if value is not None and (settings.moves is None or settings.method != "pt"):
+            raise FormatError(
+                f"--{name.replace('_', '-')} {value}: there are no learned moves; name their generator by --moves, and "
+                "use method pt."
+            )
     if settings.moves is not None:
         settings = settings.model_copy(update={"moves": _checkpoint_file(settings.moves)})
     system = load_system(config.system)
@@ -140,7 +152,8 @@ def _report(ensemble: Ensemble, output: Path, *, as_json: bool) -> None:
     typer.echo(f"{output}: {len(ensemble)} frames of {ensemble.target}{stopped}, {spent.seconds:.0f} s")
     typer.echo(f"  mean reduced energy  {ensemble.mean_reduced_energy()}")
     typer.echo(f"  R-hat of the energy  {'unknown, too few frames' if math.isnan(r_hat) else f'{r_hat:.4f}'}")
-    typer.echo(f"  effective frames     {series['n_effective']:.0f} at {ensemble.temperature:g} K, by the energy")
+    at = "" if ensemble.temperature is None else f" at {ensemble.temperature:g} K"
+    typer.echo(f"  effective frames     {series['n_effective']:.0f}{at}, by the energy")
     if relabelled or outside:
         typer.echo(f"  labelling sector     {relabelled} frames relabelled into it, {outside} outside with weight zero")
     if "mbar" in diagnostics:
@@ -148,8 +161,9 @@ def _report(ensemble: Ensemble, output: Path, *, as_json: bool) -> None:
     if "swap_rates" in diagnostics:
         typer.echo(f"  swap rates           {' '.join(f'{rate:.2f}' for rate in diagnostics['swap_rates'])}")
         typer.echo(f"  round trips          {diagnostics['round_trips']}")
-    if "moves" in diagnostics:
-        rate = diagnostics["acceptance"][diagnostics["kernels"].index("LearnedMove")][0]
+    learned = [k for k, name in enumerate(diagnostics.get("kernels", ())) if name in ("LearnedMove", "ISIR")]
+    if learned:
+        rate = diagnostics["acceptance"][learned[0]][0]
         each = rate * diagnostics["n_sweeps"] / diagnostics["moves"]["every"]
-        accepted = f"{rate:.2%} accepted at {ensemble.temperature:g} K, {each:.1f} on every ladder"
+        accepted = f"{rate:.2%} accepted{at}, {each:.1f} on every ladder"
         typer.echo(f"  learned moves        {accepted}{'' if each >= 1 else ': of no use here, leave them out'}")

@@ -267,19 +267,25 @@ class SamplingConfig(_Section):
 class SimulationConfig(_Section):
     """A reference by Markov chains; what is None follows from the size of the system, see boltzflow.simulation."""
 
-    method: Literal["pt", "md"] = Field("pt", description="Parallel tempering, or plain OpenMM dynamics.")
+    method: Literal["pt", "md", "neutra"] = Field(
+        "pt", description="Parallel tempering, plain OpenMM dynamics, or HMC in the latent coordinates of `moves`."
+    )
     n: int | None = Field(None, ge=1, description="Frames in the file, over all chains and kept temperatures.")
     chains: int | None = Field(None, ge=1, description="Independent ladders of temperatures, or MD replicas.")
-    stride: int | None = Field(None, ge=1, description="PT sweeps, or MD steps, between frames.")
-    burn_in: int | None = Field(None, ge=1, description="PT sweeps, or MD steps, left out.")
+    stride: int | None = Field(None, ge=1, description="Sweeps, or MD steps, between frames.")
+    burn_in: int | None = Field(None, ge=1, description="Sweeps, or MD steps, left out.")
     max_temperature: float = Field(1.8, ge=1, description="PT: of the hottest rung, relative to the system's.")
     keep: Literal["cold", "all"] = Field(
         "cold", description="PT: frames of the system's temperature, or of all, weighted by MBAR."
     )
-    moves: str | None = Field(
-        None, description="PT: run folder or checkpoint of a generator of this system that proposes moves."
-    )
+    moves: str | None = Field(None, description="PT, neutra: run folder or checkpoint of a generator of this system.")
     moves_every: int = Field(5, ge=1, description="PT: sweeps between learned moves.")
+    moves_proposals: int | None = Field(
+        None, ge=1, description="PT: proposals per learned move, one of which i-SIR chooses; None = one, by Metropolis."
+    )
+    moves_training: int = Field(
+        0, ge=0, description="PT: optimisation steps of the generator per sweep, on the chains, in the burn-in."
+    )
     seed: int | None = Field(None, ge=0, description="Random by default; recorded.")
     device: str = "cpu"
 

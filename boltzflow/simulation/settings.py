@@ -1,4 +1,4 @@
-"""How to simulate a molecule: the settings that a configuration leaves open follow from the number of dimensions."""
+"""How to simulate a system: the settings that a configuration leaves open follow from the number of dimensions."""
 
 import math
 from pathlib import Path
@@ -8,14 +8,32 @@ import torch
 
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.io.config import SimulationConfig
-from boltzflow.simulation.learned_move import LearnedMove
+from boltzflow.run import Run, make_rng, new_seed
+from boltzflow.simulation.flow_training import FlowTraining
+from boltzflow.simulation.isir import ISIR
+from boltzflow.simulation.learned_move import LearnedKernel, LearnedMove
+from boltzflow.simulation.neutra import NeuTra
 from boltzflow.simulation.parallel_tempering import ParallelTempering
+from boltzflow.state import State
+from boltzflow.targets.target import Target
+from boltzflow.transitions.hmc import HMC
+from boltzflow.transitions.metropolis import centred_normal
 from boltzflow.transitions.molecule import molecule_kernels
 
 if TYPE_CHECKING:
-    from boltzflow.systems import System
+    from boltzflow.generators.generator import Generator
+    from boltzflow.systems import AnalyticSystem, System
 
-__all__ = ["LARGE", "complete", "forces_per_sweep", "ladder", "molecule_tempering", "n_sweeps", "records"]
+__all__ = [
+    "LARGE",
+    "chains_of",
+    "complete",
+    "forces_per_sweep",
+    "ladder",
+    "molecule_tempering",
+    "n_sweeps",
+    "records",
+]
 
 LARGE = 250
 """Dimensions above which a simulation is planned by its sweeps, because a sweep takes from a tenth of a second on."""
@@ -51,8 +69,22 @@ def complete(settings: SimulationConfig, *, dimension: int) -> SimulationConfig:
         dimension: Degrees of freedom of the system.
 
     Raises:
-        ValueError: If learned moves are asked for in molecular dynamics.
+        ValueError: If learned moves are asked for in molecular dynamics, or their settings without any, if the
+            generator of latent coordinates is missing, or if frames of rungs are to be kept that there are none of.
     """
+    if settings.method == "neutra" and settings.moves is None:
+        raise ValueError(
+            "simulation.method neutra: chains run in the latent coordinates of a generator; name its run or checkpoint "
+            "by simulation.moves (--moves)."
+        )
+    wanted = [k for k in ("moves_proposals", "moves_training") if getattr(settings, k)]
+    if wanted and (settings.moves is None or settings.method != "pt"):
+        raise ValueError(
+            f"simulation.{wanted[0]}: there are no learned moves; name their generator by simulation.moves, and use "
+            "method pt."
+        )
+    if settings.method == "neutra" and settings.keep == "all":
+        raise ValueError("simulation.keep all: method neutra has no ladder of temperatures; use cold.")
     if settings.moves is not None and settings.method == "md":
         raise ValueError(
             f"simulation.moves ({settings.moves}): molecular dynamics has no learned moves, because they are "
@@ -107,6 +139,82 @@ def forces_per_sweep(system: "System", settings: SimulationConfig) -> int:
     return settings.chains * n_rungs * sum(k.n_steps * getattr(k, "n_leapfrog", 1) for k in kernels)
 
 
+def chains_of(
+    system: "System | AnalyticSystem",
+    settings: SimulationConfig,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int | None = None,
+) -> ParallelTempering:
+    """The Markov chains of a configuration: parallel tempering, or HMC in the latent coordinates of a generator.
+
+    A molecule starts from its relaxed structure, an analytic system from standard normal points, which are relaxed;
+    latent chains from samples of the generator.
+
+    Args:
+        system: What is simulated.
+        settings: Completed; `moves` is a checkpoint of this system, or a run folder.
+        device: Where it runs.
+        seed: Random by default.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        CheckpointMismatchError: If it belongs to another system.
+        UnsupportedForceError: If the system is periodic.
+    """
+    if settings.method == "neutra":
+        generator = _generator(system, settings, device)
+        return NeuTra(generator, system.target.to(device), n_chains=settings.chains, seed=seed)
+    if system.temperature is not None:
+        return molecule_tempering(system, settings, device=device, seed=seed)
+    seed = new_seed() if seed is None else seed
+    target = system.target.to(device)
+    return ParallelTempering(
+        target,
+        _scattered(target, settings.chains, make_rng(seed, 1, device=device)),
+        temperatures=ladder(1.0, settings.max_temperature, dimension=system.dimension),
+        n_chains=settings.chains,
+        kernels=[HMC(0.1, n_leapfrog=5).to(device), *_learned(system, settings, device)],
+        seed=seed,
+    )
+
+
+def _scattered(target: Target, n: int, rng: torch.Generator) -> State:
+    """Standard normal points on lines, uniform ones on circles and intervals."""
+    fields = {}
+    for name, space in target.fields.items():
+        like = torch.zeros(n, *space.shape, dtype=torch.float64, device=rng.device)
+        x = centred_normal(like, space, Run(rng))
+        if space.kind in ("circle", "interval"):
+            x = torch.rand(like.shape, generator=rng, dtype=like.dtype, device=rng.device)
+            x = 2 * math.pi * (x - 0.5) if space.kind == "circle" else x
+        fields[name] = x
+    return State(fields, target.fields)
+
+
+def _generator(
+    system: "System | AnalyticSystem", settings: SimulationConfig, device: torch.device | str
+) -> "Generator":
+    path = Path(settings.moves)
+    return system.load_generator(
+        checkpoint=path / "checkpoint.pt" if path.is_dir() else path, dtype=torch.float64, device=device
+    )
+
+
+def _learned(
+    system: "System | AnalyticSystem", settings: SimulationConfig, device: torch.device | str
+) -> list[LearnedKernel]:
+    """The kernel that proposes what a generator draws, if there is one."""
+    if settings.moves is None:
+        return []
+    training = FlowTraining(steps=settings.moves_training) if settings.moves_training else None
+    options = {"every": settings.moves_every, "training": training}
+    generator = _generator(system, settings, device)
+    if settings.moves_proposals is None:
+        return [LearnedMove(generator, **options)]
+    return [ISIR(generator, n_proposals=settings.moves_proposals, **options)]
+
+
 def molecule_tempering(
     system: "System", settings: SimulationConfig, *, device: torch.device | str = "cpu", seed: int | None = None
 ) -> ParallelTempering:
@@ -130,17 +238,11 @@ def molecule_tempering(
         )
     target = system.target.to(device)
     kernels = molecule_kernels(system.bonds, system.elements, positions=system.positions)
-    if settings.moves is not None:
-        path = Path(settings.moves)
-        generator = system.load_generator(
-            checkpoint=path / "checkpoint.pt" if path.is_dir() else path, dtype=torch.float64, device=device
-        )
-        kernels.append(LearnedMove(generator, every=settings.moves_every))
     return ParallelTempering(
         target,
         target.state(system.positions[None].to(device)),
         temperatures=ladder(system.temperature, settings.max_temperature, dimension=system.dimension),
         n_chains=settings.chains,
-        kernels=[kernel.to(device) for kernel in kernels],
+        kernels=[*(kernel.to(device) for kernel in kernels), *_learned(system, settings, device)],
         seed=seed,
     )
