@@ -13,57 +13,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from results_common import MISSING, Row, load, number, pm, provenance, table
+from results_images import images, images_metropolis, images_reweighted
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
-MISSING = "not measured yet"
-Row = tuple[str, ...]
-
-
-def load(name: str) -> dict | None:
-    """A benchmark's file; None if it was not run."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def table(head: Row, rows: list[Row]) -> str:
-    """A Markdown table."""
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
-
-
-def provenance(name: str, command: str) -> str:
-    """Command, machine and date of a benchmark in one line."""
-    found = load(name)
-    if found is None:
-        return f"Command: `{command}` ({MISSING})."
-    machine, versions = found["machine"], found["versions"]
-    device = machine["gpu"] or "no GPU"
-    packages = ", ".join(f"{key} {versions[key]}" for key in ("torch", "openmm") if key in versions)
-    return (
-        f"Command: `{command}`. {found['date'][:10]}, commit {found['commit']}, {machine['processor']} with "
-        f"{machine['cores']} cores (load {machine['load_average'][0]:.1f}), {device}, torch threads: "
-        f"{found['threads']}, Python {versions['python']}, {packages}."
-    )
-
-
-def number(value: float) -> str:
-    """Three significant digits, thousands apart."""
-    digits = max(0, len(str(int(abs(value)))) - 3)
-    rounded = round(value, -digits)
-    return f"{rounded:,.0f}".replace(",", " ") if abs(value) >= 100 else f"{value:.3g}"
-
-
-def pm(value: float, error: float, digits: int) -> str:
-    """Value ± error."""
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
-
 
 OFF_POLICY = "[arXiv:2402.05098](https://arxiv.org/abs/2402.05098), table 1: reported, not confirmed"
 QUALITY_COMMAND = "`python benchmarks/alanine_dipeptide.py`"
 LITERATURE = "[arXiv:2510.18460](https://arxiv.org/abs/2510.18460), table 1: reported, not confirmed"
-
-
 ENERGY_ONLY_COMMAND = "python benchmarks/alanine_dipeptide.py --recipe energy_only -n 1000000"
 VACUUM_COMMAND = "python benchmarks/vacuum_torsions.py --reference reference.h5 --training alanine_dipeptide_vacuum.h5"
 COST_SOURCE = "`boltzflow.io.load_checkpoint(path).cost`"
@@ -534,6 +492,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "from snf_blocks": lambda: provenance("snf_blocks", "python benchmarks/snf_blocks.py"),
     "snf_double_well": snf_double_well,
     "from snf_double_well": lambda: provenance("snf_double_well", "python benchmarks/snf_double_well.py"),
+    "images": images,
+    "images reweighted": images_reweighted,
+    "images metropolis": images_metropolis,
+    "from images": lambda: provenance("images", "python benchmarks/images.py"),
     "quality": quality,
     "energy_only": energy_only,
     "speed": speed,
