@@ -117,7 +117,7 @@ class MetropolisKernel(DetailedBalance):
         return state
 
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
-        """Move; r = u_λ(y) − u_λ(x), 0 where nothing moved, −inf when leaving an infinite energy."""
+        """Move; r = u_λ(y) − u_λ(x), 0 where nothing moved and where the energy is infinite."""
         with torch.set_grad_enabled(tracks(self, state, run)):
             return super().forward(self._evaluated(state, run), run)
 

@@ -74,7 +74,9 @@ class Bijection(Transition):
 class DetailedBalance(Transition):
     """A kernel in detailed balance with exp(−u_λ): r = u_λ(y) − u_λ(x), and the reverse is the same kernel.
 
-    Subclasses implement `step`; any number of steps at one level telescopes, so the ratio costs two energies.
+    Subclasses implement `step`; any number of steps at one level telescopes, so the ratio costs two energies. Rows of
+    infinite energy stay: the balance says nothing of them, and a step out could not be made backwards, so that paths
+    traced back would come from where no path leads.
 
     Args:
         level: λ on the annealing path.
@@ -89,12 +91,12 @@ class DetailedBalance(Transition):
         """Move every row by a kernel that leaves exp(−u_λ) invariant and is reversible (palindromic if composed)."""
 
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
-        """Move; r = u_λ(y) − u_λ(x), 0 where nothing moved, −inf when leaving an infinite energy."""
+        """Move; r = u_λ(y) − u_λ(x), 0 where nothing moved and where the energy is infinite."""
         before, state = run.energy(state)
-        moved = self.step(state, run)
+        outside = torch.isinf(before)
+        moved = state.where(outside, self.step(state, run))
         after, moved = run.energy(moved)
-        ratio = torch.where(torch.isinf(before) & torch.isinf(after), 0.0, after - before)
-        return moved, ratio
+        return moved, torch.where(outside, 0.0, after - before)
 
     def reverse(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """The same kernel; minus the forward ratio of the path x → y is u_λ(x) − u_λ(y)."""
