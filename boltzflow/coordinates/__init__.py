@@ -3,6 +3,7 @@
 from boltzflow.coordinates.alignment import align, rmsd
 from boltzflow.coordinates.cartesian_block import CartesianBlock
 from boltzflow.coordinates.constraints import Constraints
+from boltzflow.coordinates.dihedral import dihedral_angles
 from boltzflow.coordinates.domain import InternalDomain
 from boltzflow.coordinates.frozen import FrozenCoordinates, frozen_coordinates
 from boltzflow.coordinates.internal import InternalCoordinateMap, InternalCoordinates
@@ -23,6 +24,7 @@ __all__ = [
     "ZMatrix",
     "align",
     "circular_difference",
+    "dihedral_angles",
     "fragment_links",
     "from_mean_free",
     "frozen_coordinates",

@@ -11,7 +11,7 @@ from boltzflow.simulation.path_exchange import PathExchange, PathRows
 from boltzflow.simulation.relaxation import relax
 from boltzflow.simulation.replica_exchange import MixedRows, ReplicaExchange
 from boltzflow.simulation.result import ChainResult
-from boltzflow.transitions.molecule import molecule_kernels, single_bond_axes, soft_axes
+from boltzflow.transitions.molecule import molecule_blocks, molecule_kernels, single_bond_axes, soft_axes
 
 __all__ = [
     "ISIR",
@@ -29,6 +29,7 @@ __all__ = [
     "entries",
     "flow_mcmc",
     "independent_visits",
+    "molecule_blocks",
     "molecule_kernels",
     "neutra",
     "relax",

@@ -3,13 +3,16 @@
 from boltzflow.training.ema import ExponentialMovingAverage
 from boltzflow.training.processes import Processes, local_device, processes, started_processes
 from boltzflow.training.schedule import warmup_cosine
+from boltzflow.training.torsion_blocks import TorsionFit, fit_torsion_density
 from boltzflow.training.trainer import Trainer, TrainingState
 
 __all__ = [
     "ExponentialMovingAverage",
     "Processes",
+    "TorsionFit",
     "Trainer",
     "TrainingState",
+    "fit_torsion_density",
     "local_device",
     "processes",
     "started_processes",

@@ -20,6 +20,9 @@ from boltzflow.transitions.particle_moves import (
 from boltzflow.transitions.resampling import SystematicResampling
 from boltzflow.transitions.rigid_move import RigidMove
 from boltzflow.transitions.swap import swap_neighbours
+from boltzflow.transitions.torsion_block_flow import TorsionBlockFlow
+from boltzflow.transitions.torsion_blocks import FAMILIES, TorsionBlocks, torsion_blocks
+from boltzflow.transitions.torsion_density import TorsionDensity
 from boltzflow.transitions.torsion_move import TorsionAxes, TorsionMove, rotatable_axes
 from boltzflow.transitions.transition import BatchStep, Bijection, DetailedBalance, Transition
 from boltzflow.transitions.triangular import TriangularAffine
@@ -30,6 +33,7 @@ from boltzflow.transitions.velocities import DrawVelocities, DropVelocities
 __all__ = [
     "BAOAB",
     "BBK",
+    "FAMILIES",
     "HMC",
     "MALA",
     "OBABO",
@@ -56,6 +60,9 @@ __all__ = [
     "SplineCoupling",
     "SystematicResampling",
     "TorsionAxes",
+    "TorsionBlockFlow",
+    "TorsionBlocks",
+    "TorsionDensity",
     "TorsionMove",
     "Transition",
     "TriangularAffine",
@@ -65,4 +72,5 @@ __all__ = [
     "rotatable_axes",
     "swap_monte_carlo",
     "swap_neighbours",
+    "torsion_blocks",
 ]

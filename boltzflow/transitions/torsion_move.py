@@ -101,12 +101,14 @@ def rotate_about_bond(
     """
     ends = positions.gather(1, pairs[:, :, None].expand(-1, -1, 3))
     origin = ends[:, :1]
-    axis = torch.nn.functional.normalize(ends[:, 1:] - origin, dim=-1)
-    arm = positions - origin
+    axis = torch.nn.functional.normalize(ends[:, 1] - ends[:, 0], dim=-1)
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    along = (arm * axis).sum(-1, keepdim=True) * axis
-    turned = along + (arm - along) * cos + torch.linalg.cross(axis.expand_as(arm), arm) * sin
-    return torch.where(moving[:, :, None], origin + turned, positions)
+    a, b, c = axis.unbind(1)
+    o = torch.zeros_like(a)
+    across = torch.stack([o, -c, b, c, o, -a, -b, a, o], dim=1).unflatten(1, (3, 3))
+    along = axis[:, :, None] * axis[:, None, :]
+    matrix = along + cos * (torch.eye(3, dtype=along.dtype, device=along.device) - along) + sin * across
+    return torch.where(moving[:, :, None], torch.baddbmm(origin, positions - origin, matrix.mT), positions)
 
 
 def evaluate_moved(
