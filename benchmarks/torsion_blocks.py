@@ -30,7 +30,7 @@ from boltzflow.training import fit_torsion_density
 from boltzflow.transitions import FAMILIES, TorsionBlockFlow, TorsionBlocks, TorsionDensity, TorsionMove
 
 # ladders, sweeps of the simulation that is trained on (a quarter of them burn-in), and of the simulations compared
-SYSTEMS = {"trp_cage": (4, 400, 700), "ace_aaa_nme": (16, 300, 1500), "chignolin": (8, 400, 1000)}
+SYSTEMS = {"trp_cage": (4, 400, 700), "ace_aaa_nme": (16, 300, 1200), "chignolin": (8, 300, 500)}
 BURN_IN = 60
 USED = ("side", "pivot")
 

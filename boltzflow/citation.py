@@ -53,6 +53,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "SplineCoupling": ("durkan2019",),
     "SystematicResampling": ("kitagawa1996", "delmoral2006"),
     "RigidMove": ("metropolis1953",),
+    "TorsionBlockFlow": ("hastings1970", "wang2018"),
     "TorsionMove": ("metropolis1953",),
     "TriangularAffine": (),
     "UnadjustedHMC": ("duane1987", "nilmeier2011"),

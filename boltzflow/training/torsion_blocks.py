@@ -1,6 +1,7 @@
 """Fit the conditional density of torsion blocks to configurations of the molecule, by maximum likelihood."""
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -113,8 +114,6 @@ def fit_torsion_density(
         rows = n_train + torch.arange(len(positions) - n_train).repeat_interleave(len(blocks))
         block = torch.arange(len(blocks)).repeat(len(positions) - n_train)
         score = float(batch(angles[rows], block).mean())
-    n_coordinates = (tables.leading >= 0).sum(1).double().mean()
+    uniform = float((tables.leading >= 0).sum(1).double().mean()) * math.log(2 * math.pi)
     frozen = copy.deepcopy(density).double().requires_grad_(False)  # noqa: FBT003
-    return TorsionFit(
-        frozen, torch.stack(losses).cpu(), score, float(n_coordinates) * float(torch.log(torch.tensor(2 * torch.pi)))
-    )
+    return TorsionFit(frozen, torch.stack(losses).cpu(), score, uniform)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from boltzflow.simulation import ParallelTempering, molecule_kernels, single_bond_axes, soft_axes
+from boltzflow.simulation import ParallelTempering, molecule_blocks, molecule_kernels, single_bond_axes, soft_axes
 from boltzflow.systems import load_system
 from boltzflow.transitions.hmc import HMC
 from boltzflow.transitions.rigid_move import RigidMove
@@ -83,3 +83,15 @@ def test_ends_of_linear_groups_are_no_axes():
     bent = x.clone()
     bent[2, 1] = 0.1
     assert len(single_bond_axes(axes, bonds, elements, bent)) == 1
+
+
+def test_blocks_are_of_the_soft_axes():
+    system = load_system("ace_aaa_nme")
+    blocks = molecule_blocks(system.bonds, system.elements, positions=system.positions)
+    soft = soft_axes(rotatable_axes(system.bonds, n_atoms=system.n_atoms), system.bonds, system.elements)
+    assert blocks.atoms[:, 1:3].tolist() == soft.pairs.tolist()
+    assert sorted(label.split(":")[0] for label in (blocks.labels[k] for k in blocks.kind.tolist())) == (
+        ["pivot"] * 3 + ["side"] * 2
+    )
+    with pytest.raises(ValueError, match="has no block of"):
+        molecule_blocks([(0, 1), (0, 2)], [8, 1, 1])

@@ -9,9 +9,7 @@ import torch
 from boltzflow.coordinates.dihedral import dihedral_angles
 from boltzflow.run import make_rng
 from boltzflow.simulation import ParallelTempering, soft_axes
-from boltzflow.state import Space
 from boltzflow.systems import load_system
-from boltzflow.targets.target import Target
 from boltzflow.testing import assert_detailed_balance, check_transition, run_at
 from boltzflow.transitions.compiled import uncompiled
 from boltzflow.transitions.hmc import HMC
@@ -19,8 +17,8 @@ from boltzflow.transitions.torsion_block_flow import BlockTables, TorsionBlockFl
 from boltzflow.transitions.torsion_blocks import FAMILIES, torsion_blocks
 from boltzflow.transitions.torsion_density import BlockRows, TorsionDensity
 from boltzflow.transitions.torsion_move import rotatable_axes
+from tests.transitions.polymer import BONDS, Polymer, chain_blocks, moments
 
-CHAIN = [(k, k + 1) for k in range(5)]
 # a trunk 0-1-2-3-4-5-6 with a branch of two axes on 3, and the leaves that make them rotatable
 BRANCHED = [*[(k, k + 1) for k in range(6)], (3, 7), (7, 8), (8, 9)]
 
@@ -29,64 +27,6 @@ BRANCHED = [*[(k, k + 1) for k in range(6)], (3, 7), (7, 8), (8, 9)]
 def eager():
     with uncompiled():
         yield
-
-
-class Polymer(Target):
-    """Six beads with independent bonds and angles, and three coupled torsions; exact samples by rejection."""
-
-    def __init__(self):
-        super().__init__({"positions": Space("line", (6, 3), dimension=15)}, name="polymer")
-
-    def torsion_energy(self, phi):
-        a, b, c = phi.unbind(-1)
-        return 2 * torch.cos(3 * a) - 1.5 * torch.cos(2 * b - 1) - torch.cos(c - 0.4) - 1.5 * torch.cos(a - b)
-
-    def reduced_energy(self, state, context=None):
-        x = state["positions"]
-        bonds = x[:, 1:] - x[:, :-1]
-        length = bonds.norm(dim=-1)
-        angle = torch.arccos(-(bonds[:, 1:] * bonds[:, :-1]).sum(-1) / (length[:, 1:] * length[:, :-1]))
-        phi = dihedral_angles(x, torch.tensor([[k, k + 1, k + 2, k + 3] for k in range(3)]))
-        # with the volume element taken out, so that bonds and angles are Gaussian
-        u = (200 * (length - 1).square() + 2 * length.log()).sum(1)
-        return u + (50 * (angle - 1.9).square() + angle.sin().log()).sum(1) + self.torsion_energy(phi)
-
-    def torsions(self, n, rng):
-        tries = 80 * n + 1000
-        phi = 2 * math.pi * torch.rand(tries, 3, generator=rng, dtype=torch.float64) - math.pi
-        keep = torch.rand(tries, generator=rng, dtype=torch.float64) < torch.exp(-6 - self.torsion_energy(phi))
-        return phi[keep][:n]
-
-    def sample(self, n, rng, context=None):
-        phi = self.torsions(n, rng)
-        assert len(phi) == n
-        length = 1 + torch.randn(n, 5, generator=rng, dtype=torch.float64) / 20
-        angle = 1.9 + torch.randn(n, 4, generator=rng, dtype=torch.float64) / 10
-        frame, r = torch.linalg.qr(torch.randn(n, 3, 3, generator=rng, dtype=torch.float64))
-        frame = frame * r.diagonal(dim1=1, dim2=2).sign()[:, None]  # uniform over the orthogonal matrices
-        frame = frame * torch.linalg.det(frame)[:, None, None]
-        e, p = frame[:, 0], frame[:, 1]
-        x = [torch.zeros(n, 3, dtype=torch.float64), length[:, :1] * e]
-        turn = torch.cat([torch.full((n, 1), math.pi, dtype=torch.float64), phi], dim=1)
-        for k in range(4):
-            q = torch.linalg.cross(e, p)
-            cos, sin = turn[:, k : k + 1].cos(), turn[:, k : k + 1].sin()
-            away, along = -angle[:, k : k + 1].cos(), angle[:, k : k + 1].sin()
-            side = cos * p + sin * q  # towards the bead before, seen along the bond, and turned
-            new = away * e + along * side
-            x.append(x[-1] + length[:, k + 1 : k + 2] * new)
-            e, p = new, along * e - away * side
-            p = -p
-        x = torch.stack(x, dim=1)
-        return self.state(x - x.mean(1, keepdim=True))
-
-
-def chain_blocks(families=("hinge", "pivot", "crankshaft")):
-    axes = rotatable_axes(CHAIN, n_atoms=6)
-    if "crankshaft" in families:  # the bond between stands for the amide
-        axes = axes.select([(1, 2), (3, 4)])
-        families = [family for family in families if family != "pivot"]
-    return torsion_blocks(axes, CHAIN, [6] * 6, families=families)
 
 
 def arbitrary(blocks, seed=5, scale=0.5):
@@ -105,13 +45,6 @@ class Uncorrected(TorsionBlockFlow):
     def propose(self, state, run):
         trial, _ = super().propose(state, run)
         return trial, run.energy(state)[0] - run.energy(trial)[0]
-
-
-def moments(target, state):
-    phi = dihedral_angles(state["positions"], torch.tensor([[k, k + 1, k + 2, k + 3] for k in range(3)]))
-    a, b, c = phi.unbind(1)
-    columns = [a.cos(), (3 * a).cos(), a.sin(), b.cos(), b.sin(), (2 * b).sin(), c.cos(), c.sin(), (a - b).cos()]
-    return torch.stack([*columns, torch.tanh(target.reduced_energy(state) / 10)], dim=1)
 
 
 def test_the_polymers_samples_are_of_its_energy():
@@ -243,10 +176,10 @@ def simulation(seed=6):
     target, made = Polymer(), chain_blocks(("hinge", "pivot"))
     return ParallelTempering(
         target,
-        target.sample(200, make_rng(7)),
+        target.sample(80, make_rng(7)),
         temperatures=[300.0, 450.0],
-        n_chains=200,
-        kernels=[HMC(0.03, n_leapfrog=3), TorsionBlockFlow(made, arbitrary(made), n_steps=2)],
+        n_chains=80,
+        kernels=[HMC(0.03, n_leapfrog=2), TorsionBlockFlow(made, arbitrary(made), n_steps=2)],
         n_relax=0,
         seed=seed,
     )
@@ -254,8 +187,8 @@ def simulation(seed=6):
 
 def test_a_tempered_chain_has_the_exact_means():
     chains = simulation()
-    chains.burn_in(100)
-    result = chains.run(40, sweeps_per_record=2)
+    chains.burn_in(40)
+    result = chains.run(40)
     x = result.samples["positions"]
     target = Polymer()
     found = moments(target, target.state(x.flatten(0, 1))).unflatten(0, x.shape[:2]).mean(0)
@@ -290,11 +223,11 @@ def test_blocks_are_chosen_by_their_weights_and_counted():
 
 
 def test_what_cannot_be_used_is_named():
-    axes = rotatable_axes(CHAIN, n_atoms=6)
+    axes = rotatable_axes(BONDS, n_atoms=6)
     with pytest.raises(ValueError, match=r"expected some of .*got \['loop'\]"):
-        torsion_blocks(axes, CHAIN, [6] * 6, families=("loop",))
+        torsion_blocks(axes, BONDS, [6] * 6, families=("loop",))
     with pytest.raises(ValueError, match="size >= 1"):
-        torsion_blocks(axes, CHAIN, [6] * 6, size=0)
+        torsion_blocks(axes, BONDS, [6] * 6, size=0)
     rigid = [(0, 1), (1, 2), (2, 0)]
     with pytest.raises(ValueError, match="has no block of"):
         torsion_blocks(rotatable_axes(rigid, n_atoms=3), rigid, [6] * 3)
@@ -304,7 +237,7 @@ def test_what_cannot_be_used_is_named():
     with pytest.raises(ValueError, match="3 non-negative numbers"):
         TorsionBlockFlow(made, arbitrary(made), weights=[1.0, 1.0])
     target = Polymer()
-    longer = torsion_blocks(rotatable_axes([*CHAIN, (5, 6)], n_atoms=7), [*CHAIN, (5, 6)], [6] * 7, families=("hinge",))
+    longer = torsion_blocks(rotatable_axes([*BONDS, (5, 6)], n_atoms=7), [*BONDS, (5, 6)], [6] * 7, families=("hinge",))
     with pytest.raises(ValueError, match="expected positions"):
         TorsionBlockFlow(longer, arbitrary(longer)).step(target.sample(2, make_rng(1)), run_at(target, make_rng(1)))
 
