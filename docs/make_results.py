@@ -15,6 +15,7 @@ from pathlib import Path
 
 from results_common import MISSING, Row, load, number, pm, provenance, table
 from results_images import images, images_metropolis, images_reweighted
+from results_torsion_blocks import blocks_cost, blocks_efficiency, blocks_families
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
@@ -486,6 +487,10 @@ def vacuum_torsions() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "blocks": blocks_efficiency,
+    "blocks cost": blocks_cost,
+    "blocks families": blocks_families,
+    "from blocks": lambda: provenance("torsion_blocks", "python benchmarks/torsion_blocks.py"),
     "vacuum_torsions": vacuum_torsions,
     "from vacuum_torsions": lambda: provenance("vacuum_torsions", VACUUM_COMMAND),
     "snf_blocks": snf_blocks,
