@@ -29,8 +29,9 @@ from boltzflow.systems import System, load_system
 from boltzflow.training import fit_torsion_density
 from boltzflow.transitions import FAMILIES, TorsionBlockFlow, TorsionBlocks, TorsionDensity, TorsionMove
 
-# ladders, sweeps of the simulation that is trained on (a quarter of them burn-in), and of the simulations compared
-SYSTEMS = {"trp_cage": (4, 400, 700), "ace_aaa_nme": (16, 300, 1200), "chignolin": (8, 300, 500)}
+# ladders, sweeps of the simulation that is trained on (a quarter of them burn-in) and of the simulations compared, and
+# how often those are repeated with other seeds
+SYSTEMS = {"trp_cage": (4, 400, 700, 2), "ace_aaa_nme": (16, 300, 1200, 1), "chignolin": (8, 300, 500, 1)}
 BURN_IN = 60
 USED = ("side", "pivot")
 
@@ -110,6 +111,16 @@ def sample(system: System, kernels: list, walkers: torch.Tensor, chains: int, sw
         "swap rate": float(np.mean(result.diagnostics["swap_rates"])),
         "round trips": result.diagnostics["round_trips"],
     }
+
+
+def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Repetitions as one simulation with more ladders."""
+    found = {name: sum(part[name] for part in parts) for name in ("seconds", "seconds of burn-in", "forces")}
+    found |= {name: torch.cat([part[name] for part in parts], dim=1) for name in ("positions", "energy")}
+    found["round trips"] = sum(part["round trips"] for part in parts)
+    for name in ("acceptance", "swap rate"):
+        found[name] = np.mean([np.asarray(part[name]) for part in parts], axis=0).tolist()
+    return found
 
 
 def observables(system: System, found: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -218,7 +229,7 @@ def families(system: System, blocks: TorsionBlocks, density: TorsionDensity, fra
     return rows
 
 
-def measure(name: str, chains: int, training: int, sweeps: int, folder: Path) -> dict[str, Any]:
+def measure(name: str, chains: int, training: int, sweeps: int, repeats: int, folder: Path) -> dict[str, Any]:
     """Everything about one peptide."""
     system = load_system(name)
     blocks = molecule_blocks(system.bonds, system.elements, positions=system.positions, families=FAMILIES)
@@ -227,14 +238,20 @@ def measure(name: str, chains: int, training: int, sweeps: int, folder: Path) ->
     used = blocks.select(USED)
     hmc, soft, general = local
     learned = [hmc, TorsionBlockFlow(used, prepared["density"], n_steps=soft.n_steps), general]
-    plain, flow = (
-        stage(
-            folder,
-            f"{name}-{label}",
-            lambda kernels=kernels, k=k: sample(system, kernels, prepared["walkers"], chains, sweeps, seed=10 + k),
-        )
-        for k, (label, kernels) in enumerate((("plain", local), ("blocks", learned)))
-    )
+    simulations = []
+    for k, (label, kernels) in enumerate((("plain", local), ("blocks", learned))):
+        parts = [
+            stage(
+                folder,
+                f"{name}-{label}-{repeat}",
+                lambda kernels=kernels, seed=100 * repeat + 10 + k: sample(
+                    system, kernels, prepared["walkers"], chains, sweeps, seed
+                ),
+            )
+            for repeat in range(repeats)
+        ]
+        simulations.append(joined(parts))
+    plain, flow = simulations
     series = [observables(system, found) for found in (plain, flow)]
     cold = plain["positions"][:: max(1, sweeps // 50)].flatten(0, 1).double()
     tried = stage(folder, f"{name}-families", lambda: families(system, blocks, prepared["density"], cold))
@@ -246,7 +263,7 @@ def measure(name: str, chains: int, training: int, sweeps: int, folder: Path) ->
     scalars = ("seconds", "seconds of burn-in", "forces", "acceptance", "swap rate", "round trips")
     return {
         "atoms": system.n_atoms,
-        "ladders": chains,
+        "ladders": repeats * chains,
         "temperatures": len(ladder(system.temperature, 1.8, dimension=system.dimension)),
         "sweeps": sweeps,
         "blocks": len(used),
@@ -270,9 +287,9 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     results = {}
     for name in arguments.systems:
-        chains, training, sweeps = SYSTEMS[name]
+        chains, training, sweeps, repeats = SYSTEMS[name]
         training, sweeps = round(arguments.scale * training), round(arguments.scale * sweeps)
-        results[name] = measure(name, chains, training, sweeps, arguments.work)
+        results[name] = measure(name, chains, training, sweeps, repeats, arguments.work)
         for key, row in results[name]["groups"].items():
             if "ratio" in row:
                 rates = " ".join(f"{rate:.0f}" for rate in row["effective samples per hour"])
