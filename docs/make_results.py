@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from results_common import MISSING, Row, load, number, pm, provenance, table
+from results_glass_flow import glass_flow, glass_flow_weights
 from results_images import images, images_metropolis, images_reweighted
 from results_torsion_blocks import blocks_cost, blocks_efficiency, blocks_families
 
@@ -338,51 +339,6 @@ def annealed() -> str:
         "calls per effective sample",
     )
     return table((*head, "command or source"), rows)
-
-
-def glass_flow() -> str:
-    """Energies of a supercooled liquid by four samplers at equal numbers of target calls."""
-    found = load("glass_flow")
-    if found is None:
-        return MISSING
-    shown, results = ("0.45", "0.4", "0.3", "0.27", "0.23"), found["results"]
-    rows: list[Row] = []
-    for method in (
-        "annealed flow",
-        "population annealing",
-        "parallel tempering",
-        "swap Monte Carlo in the same ladder",
-    ):
-        r = results[method]
-        at = r["temperatures"]
-        energies = (pm(at[t]["E/N"], at[t]["E/N error"], 4) for t in shown)
-        rows.append((method, *energies, f"{r['target calls'] / 1e6:.1f}·10⁶", number(r["CPU seconds"])))
-    head = ("", *(f"E/N at T = {t}" for t in shown), "target calls", "CPU seconds")
-    return table(head, rows)
-
-
-def glass_flow_weights() -> str:
-    """What the maps save of the weights."""
-    found = load("glass_flow")
-    if found is None:
-        return MISSING
-    shown, rows = ("0.7", "0.45", "0.3", "0.23"), []
-    for method in ("annealed flow", "population annealing"):
-        r = found["results"][method]
-        key = "effective fraction since the last temperature"
-        parts = (f"{100 * r['temperatures'][t][key]:.0f} %" for t in shown)
-        families = f"{r['independent families, n/rho_t']:.0f} of {r['populations'] * r['size']:,}".replace(",", " ")
-        spread = f"{r['log mean weight, standard deviation over populations']:.2f} kT"
-        rows.append((method, *parts, f"{r['populations']} × {r['size']}", families, spread, str(r["failed rows"])))
-    head = (
-        "",
-        *(f"effective fraction of the step to T = {t}" for t in shown),
-        "populations",
-        "independent families at the end",
-        "spread of log Z between populations",
-        "failed rows",
-    )
-    return table(head, rows)
 
 
 def snf_blocks() -> str:
