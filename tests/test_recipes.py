@@ -1,0 +1,124 @@
+"""Every recipe that ships, from its first command to the report, with sizes of nearly nothing."""
+
+import json
+import os
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from boltzflow.cli import analyze, cite, report, sample, simulate, train  # noqa: F401
+from boltzflow.cli.app import app
+from boltzflow.systems import list_systems, load_system
+from boltzflow.transitions.compiled import uncompiled
+
+# of several systems with the same recipes one is run to the report, the others to the analysis
+SAME = {
+    *("ace_aaa_nme", "ace_aaaaa_nme", "alanine_dipeptide_ff14sb", "alanine_dipeptide_ff99sbildn", "chignolin"),
+    *("hexaalanine", "image_chart", "image_face", "tip4pew_box", "trp_cage"),
+}
+RECIPES = [(name, recipe) for name in list_systems() for recipe in load_system(name).recipes]
+SMALL = {
+    "generator.hidden": "[4]",
+    "generator.n_couplings": 2,
+    "generator.n_bins": 4,
+    "generator.n_marginal_bins": 4,
+    "training.steps": 4,
+    "training.batch_size": 16,
+    "training.reverse_batch_size": 16,
+    "training.log_every": 1,
+    "training.checkpoint_every": 4,
+    "sampling.batch_size": 20,
+}
+STAGES = {"hot_steps": 1, "cooling_steps": 1, "cold_stages": 1, "stages": 1, "stage_steps": 1, "buffer_size": 40}
+PILOT = {"cess": 0.2, "pilot_size": 100, "pilot_rounds": 3}
+SIMULATION = ("-n", 24, "--burn-in", 3, "--chains", 2, "--stride", 1, "--seed", 1)
+
+
+def run(*words):
+    result = CliRunner().invoke(app, ["--quiet", *map(str, words)])
+    assert result.exit_code == 0, f"{' '.join(map(str, words))}: {result.output}"
+    return result.stdout
+
+
+def small(config):
+    """--set of what makes a run of this configuration small."""
+    found = dict(SMALL)
+    if config.generator.family == "stochastic_flow":
+        found["generator.n_couplings"] = 2 * config.generator.stochastic.n_transforms
+        found["generator.stochastic.n_steps"] = 2
+    if config.generator.is_piloted:
+        found |= {f"generator.annealing.{key}": value for key, value in PILOT.items()}
+    if config.objective.annealing.method != "none":
+        found |= {f"objective.annealing.{key}": value for key, value in STAGES.items()}
+    if config.objective.data is not None:
+        found["objective.data"] = simulated(config.system)
+    return [word for key, value in found.items() for word in ("--set", f"{key}={value}")]
+
+
+def simulated(what):
+    """An ensemble file by `boltzflow simulate`, made once."""
+    system = load_system(what.removesuffix(".yaml").split("/systems/")[-1].split("/")[0])
+    output = f"{system.name}-{what.replace('/', '_')[-40:]}.h5"
+    if not os.path.exists(output):
+        narrow = () if system.box is not None else ("--max-temperature", 1.1)
+        run("simulate", what, *SIMULATION, *narrow, "-o", output)
+    return output
+
+
+def trained(system, recipe):
+    """The run folder of a recipe, after the stages that its header names."""
+    folder = f"runs/{system.name}-{recipe}"
+    if os.path.exists(folder):
+        return folder
+    file = system.folder / "recipes" / f"{recipe}.yaml"
+    initial = re.search(r"--initial runs/(\S+)/checkpoint\.pt", header(file))
+    words = []
+    if initial is not None:
+        stage = initial.group(1).removeprefix(f"{system.name}-")
+        words = ["--initial", f"{trained(system, stage)}/checkpoint.pt"] if stage != recipe else []
+    run("train", file, "-o", folder, *words, *small(system.recipe(recipe)))
+    return folder
+
+
+def header(file):
+    """The comment at the top of a recipe, as one line per command."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if line.startswith("#"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def work(tmp_path_factory):
+    """A working folder of all recipes; splines run eagerly, which starts faster."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("recipes"))
+    with uncompiled():
+        yield
+    os.chdir(before)
+
+
+@pytest.mark.parametrize(("name", "recipe"), RECIPES)
+def test_recipe_runs_to_its_report(name, recipe):
+    system = load_system(name)
+    config = system.recipe(recipe)
+    is_simulation = "simulation" in config.model_fields_set and "objective" not in config.model_fields_set
+    if is_simulation:
+        ensemble = simulated(str(system.folder / "recipes" / f"{recipe}.yaml"))
+    else:
+        ensemble = f"{name}-{recipe}.h5"
+        run("sample", trained(system, recipe), "-n", 60, "--seed", 1, "-o", ensemble)
+    found = json.loads(run("analyze", ensemble, "--json"))
+    assert found["n"] >= 20
+    assert found["n_energy"] >= found["n"]
+    assert found["n_failed"] == 0
+    assert "@misc{boltzflow" in run("cite", ensemble)
+    if name in SAME:
+        return
+    run("report", ensemble, "-o", "report.html")
+    with open("report.html", encoding="utf-8") as file:
+        page = file.read()
+    assert page.count("<svg") >= 2
+    text = re.sub(r"<(style|script|svg).*?</\1>", " ", page, flags=re.DOTALL)
+    text = re.sub(r"<[^>]*>", " ", text)
+    assert not re.search(r"\bnan\b|±\s*0(?![.\d])|\bNone\b", text), text
+    assert system.description[:30] in text
