@@ -235,6 +235,13 @@ def test_reweight_to_another_temperature(folder):
         (["train", "tiny.yaml", "--set", "training.stepz=3"], "did you mean 'steps'"),
         (["train", "tiny.yaml", "--set", "training.steps=many"], "training.steps"),
         (["train", "nowhere.yaml"], "no such file"),
+        (["train", "gmm40"], "gmm40: is a system; give the YAML file of a run: "),
+        (["train", "runs/tiny"], "runs/tiny: is a run folder; give the YAML file of the run, with -o runs/tiny"),
+        (["train", "nonsense"], "nonsense: expected the YAML file of a run"),
+        (
+            ["sample", "many_well_32"],
+            "and needs none: name a recipe, as in `boltzflow sample many_well_32 --recipe smc",
+        ),
         (["analyze", "nowhere.h5"], "nowhere.h5"),
         (["analyze", "tiny.yaml"], "tiny.yaml"),
         (["free-energy", "reference.h5", "--cv", "fi", "--state", "0:1"], "'phi'"),

@@ -24,10 +24,12 @@ RUN = {
     "training": {**TRAINING, "reverse_batch_size": 8},
 }
 PT = "simulate alanine_dipeptide -n 80 --chains 4 --burn-in 12 --stride 1 --seed 4 --save-every 0"
+SHARDS = "simulate alanine_dipeptide -n 40 --chains 4 --shards 2 --burn-in 6 --stride 1 --seed 4 --save-every 0"
 MD = "simulate alanine_dipeptide --method md -n 60 --chains 2 --stride 5 --burn-in 10 --seed 4 --save-every 0"
 SAMPLE = "sample whole-run -n 1510 --batch-size 50 --seed 3 --save-every 0"
 JOBS = [
     (PT.split(), "pt.h5", "{}.unfinished"),
+    (SHARDS.split(), "shards.h5", "{}.1.unfinished"),
     (MD.split(), "md.h5", "{}.unfinished"),
     (["train", "tiny.yaml"], "run", "{}/checkpoint.pt"),
     (SAMPLE.split(), "ensemble.h5", "{}"),
@@ -46,7 +48,7 @@ def work(tmp_path_factory):
     return folder, json.loads(found.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["pt.h5", "md.h5", "ensemble.h5"])
+@pytest.mark.parametrize("name", ["pt.h5", "shards.h5", "md.h5", "ensemble.h5"])
 def test_ensembles_are_those_of_unbroken_runs(name, work):
     folder, _ = work
     killed, whole = Ensemble.load(folder / f"killed-{name}"), Ensemble.load(folder / f"whole-{name}")
@@ -57,7 +59,7 @@ def test_ensembles_are_those_of_unbroken_runs(name, work):
     assert mine.ledger == theirs.ledger
     assert (mine.seed, mine.n_nonfinite, mine.interrupted) == (theirs.seed, theirs.n_nonfinite, False)
     assert mine.extra == theirs.extra
-    assert not (folder / f"killed-{name}.unfinished").exists()
+    assert not list(folder.glob(f"killed-{name}.*unfinished"))
 
 
 def test_training_is_that_of_an_unbroken_run(work):

@@ -67,6 +67,7 @@ def test_sampling_a_run_file_makes_its_pilot_once(here):
     found = run("analyze", "a.h5")
     assert found.exit_code == 0
     assert "ESS (Kish)" in found.output
+    assert "log Z, exact  10.2935" in found.output
     steps = [step["step_sizes"] for step in lines]
     generator = load_system("snf_double_well").load_generator(checkpoint=here / "runs/wells/checkpoint.pt")
     moves = [t for t in generator.transitions if hasattr(t, "step_size")]

@@ -259,7 +259,9 @@ def weight_distribution(ensemble: Ensemble, *, ax: Axes | None = None, bins: int
     n = len(ensemble)
     log_w = ensemble.log_weights[keep]
     relative = log_w - np.logaddexp.reduce(log_w) + math.log(n)
-    edges = np.linspace(float(weighted_quantile(relative, 0.001)) - 1e-9, relative.max() + 1e-9, bins + 1)
+    # a weight that is e⁻⁴⁰ of the largest is nothing, and would press all others into one bin
+    lowest = max(float(weighted_quantile(relative, 0.001)), relative.max() - 40.0)
+    edges = np.linspace(lowest - 1e-9, relative.max() + 1e-9, bins + 1)
     ax.stairs(np.histogram(relative, edges)[0] / n / np.diff(edges), edges, label="samples", **line_style("generated"))
     by_weight = np.histogram(relative, edges, weights=ensemble.weights[keep])[0] / np.diff(edges)
     ax.stairs(by_weight, edges, label="weight", **line_style("weight"))

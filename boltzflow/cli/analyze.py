@@ -36,6 +36,9 @@ def analyze(
     ensemble = Ensemble.load(file)
     other, paths = (None, None) if no_reference else _paths_of_reference(ensemble, reference)
     found = summary(ensemble, other, path_log_weights=paths)
+    system = system_of(ensemble)
+    if system is not None and found["normalisation"] == "absolute" and system.target.log_z is not None:
+        found["log_z_exact"] = system.target.log_z
     if as_json:
         typer.echo(json.dumps({**found, "verdict": HEADLINES[verdict(found).level]}, indent=2))
         return
@@ -92,6 +95,8 @@ def _lines(found: dict[str, Any], ensemble: Ensemble, file: Path) -> list[str]:
         if found.get(key) is not None:
             note = "" if found["normalisation"] == "absolute" else f"  (relative to {ensemble.base})"
             rows.append((name, f"{_number(found, key)}{note}"))
+    if "log_z_exact" in found:
+        rows.append(("log Z, exact", f"{found['log_z_exact']:.4f}"))
     if found.get("forward_ess_fraction") is not None:
         rows.append(("forward ESS", f"{found['forward_ess_fraction']:.1%} of the reference"))
         rows.append(("EUBO - ELBO", f"{found['eubo_minus_elbo']:.4g}"))

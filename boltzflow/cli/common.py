@@ -121,6 +121,13 @@ def find_trained(name: str, *, recipe: str | None = None) -> Trained:
     folder = run_folder(Path(name)) if folder is None else folder
     if folder == Path(name) and not any((folder / file).is_file() for file in ("run.json", "checkpoint.pt")):
         system = load_system(name)
+        if recipe is None and system.checkpoint_path is None:
+            piloted = [other for other in system.recipes if system.recipe(other).generator.is_piloted]
+            if piloted:
+                raise FileNotFoundError(
+                    f"system {system.name}: has no trained checkpoint, and needs none: name a recipe, as in `boltzflow "
+                    f"sample {name} --recipe {piloted[-1]}`. Its recipes are {', '.join(system.recipes)}."
+                )
         path = system.find_checkpoint(recipe)
         return Trained(system, load_checkpoint(path, system), path)
     if recipe is not None:

@@ -82,8 +82,10 @@ def _details(system: SystemFolder | None) -> dict[str, str]:
     if system is None:
         return {}
     if isinstance(system, AnalyticSystem):
+        log_z = system.target.log_z
         return {
             "description": system.description,
+            **({} if log_z is None else {"exact log Z": f"{log_z:.4f}"}),
             "dimension": f"{system.dimension} degrees of freedom",
             "energy": f"boltzflow.targets.{system.definition.target}, in closed form",
             "measure": system.target.measure,

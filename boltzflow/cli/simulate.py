@@ -72,6 +72,9 @@ def simulate(
     ] = None,
     device: Annotated[str | None, typer.Option(help="PT: cpu, cuda, cuda:1, ... (default: cpu)")] = None,
     seed: Annotated[int | None, typer.Option(help="Random by default; recorded.")] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="Parts of the chains, which processes share. (default: the number of processes)")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a simulation that was killed.")] = False,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between writes.")] = SAVE_EVERY,
     as_json: Annotated[bool, typer.Option("--json", help="Print diagnostics as one JSON object.")] = False,
@@ -81,8 +84,8 @@ def simulate(
     given = {"method": method, "n": n, "chains": chains, "stride": stride, "burn_in": burn_in, "device": device}
     given |= {"max_temperature": max_temperature, "keep": keep, "seed": as_seed(seed)}
     of_moves = {"moves_every": moves_every, "moves_proposals": moves_proposals, "moves_training": moves_training}
-    given |= {"moves": moves, **of_moves}
-    for name in ("n", "chains", "stride", "burn_in", *of_moves):
+    given |= {"moves": moves, "shards": shards, **of_moves}
+    for name in ("n", "chains", "stride", "burn_in", "shards", *of_moves):
         if given[name] is not None and given[name] < 1:
             option = "-n" if name == "n" else f"--{name.replace('_', '-')}"
             raise FormatError(f"{option}: expected a number >= 1, got {given[name]}.")
@@ -101,6 +104,8 @@ def simulate(
     system = load_system(config.system)
     output = output_file(output or _default_output(config, system))
     ensemble = simulate_to_file(system, settings, path=output, resume=resume, save_every=save_every)
+    if ensemble is None:  # another process writes and reports
+        return
     _report(ensemble, output, as_json=as_json)
     if ensemble.provenance.interrupted:
         raise typer.Exit(130)

@@ -11,7 +11,7 @@ import typer
 
 from boltzflow.cli.app import command
 from boltzflow.cli.common import as_device, describe_device, run_folder
-from boltzflow.errors import FormatError
+from boltzflow.errors import FormatError, UnknownNameError
 from boltzflow.io.config import load_config
 from boltzflow.systems import load_system
 from boltzflow.training import local_device, started_processes
@@ -38,6 +38,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its folder.")] = False,
 ) -> None:
     """Train a generator; kill it at any moment and continue with --resume."""
+    if run.suffix not in {".yaml", ".yml"}:
+        raise _not_a_run(run)
     config = load_config(run, overrides=set_)
     if "simulation" in config.model_fields_set and not config.model_fields_set & {"generator", "objective", "training"}:
         raise FormatError(f"{run}: holds a simulation and nothing to train; run it with `boltzflow simulate {run}`.")
@@ -64,3 +66,17 @@ def train(
         done = f"{last['step']} steps in {last['seconds']:.0f} s, loss {last['loss']:.4g}"
         typer.echo(f"{folder / 'checkpoint.pt'}: {done}")
     typer.echo(f"sample from it: boltzflow sample {shlex.quote(str(folder))} -n 20000 -o ensemble.h5")
+
+
+def _not_a_run(run: Path) -> FormatError:
+    """What to give instead of a system, a run folder or something unknown."""
+    if (run / "run.json").is_file():
+        return FormatError(f"{run}: is a run folder; give the YAML file of the run, with -o {run} --resume to go on.")
+    try:
+        system = load_system(run)
+    except (UnknownNameError, FormatError):
+        return FormatError(f"{run}: expected the YAML file of a run; systems and their recipes: `boltzflow systems`.")
+    recipes = ", ".join(str(system.folder / "recipes" / f"{name}.yaml") for name in system.recipes)
+    return FormatError(
+        f"{run}: is a system; give the YAML file of a run: {recipes or 'it has no recipes, see docs/training.md'}."
+    )

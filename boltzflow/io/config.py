@@ -288,6 +288,12 @@ class SimulationConfig(_Section):
     )
     seed: int | None = Field(None, ge=0, description="Random by default; recorded.")
     device: str = "cpu"
+    shards: int | None = Field(
+        None,
+        ge=1,
+        description="Equal parts of the chains, each with a random stream and step sizes of its own, which processes "
+        "share; None = the number of processes that start the simulation.",
+    )
 
 
 class AnalysisConfig(_Section):

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -175,6 +175,32 @@ class SystemFrames(Frames):
         if self._is_molecule:
             extra["temperature"] = system.temperature
         super().__init__(system.target, topology=system.topology if self._is_molecule else None, extra=extra)
+
+    @classmethod
+    def joined(cls, system: "System | AnalyticSystem", parts: Sequence[Mapping[str, Any]]) -> "SystemFrames":
+        """Frames of several simulations of the same length and temperatures, their chains one after the other.
+
+        Args:
+            system: What was simulated.
+            parts: `state_dict` of each.
+        """
+        found = cls(system)
+        found.n_relabelled = sum(part["n_relabelled"] for part in parts)
+        rungs = parts[0]["columns"][1]
+        n_rungs = 1 if rungs is None else int(rungs.max()) + 1
+        n_ladders = [len(part["columns"][0]) // n_rungs for part in parts]
+
+        def side_by_side(of_parts: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+            # rungs are slowest among the columns
+            whole = [torch.cat(values).unflatten(1, (n_rungs, -1)) for values in of_parts]
+            return [torch.cat(whole, 2).flatten(1, 2)]
+
+        found._samples = {name: side_by_side([part["samples"][name] for part in parts]) for name in found._samples}
+        found._energies = side_by_side([part["energies"] for part in parts])
+        found._times = [torch.cat(parts[0]["times"])]
+        chains = torch.arange(sum(n_ladders)).repeat(n_rungs)
+        found._columns = chains, None if rungs is None else torch.arange(n_rungs).repeat_interleave(sum(n_ladders))
+        return found
 
     def _kept(self, part: ChainResult) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         if not self._is_molecule:

@@ -31,12 +31,20 @@ class Unfinished:
         system: What is simulated.
         settings: Completed; the seed may be open.
         every: Seconds between writes.
+        shard: Number of a part that has a file of its own, OUTPUT.SHARD.unfinished.
     """
 
     def __init__(
-        self, output: str | Path | None, system: "System", settings: SimulationConfig, *, every: float
+        self,
+        output: str | Path | None,
+        system: "System",
+        settings: SimulationConfig,
+        *,
+        every: float,
+        shard: int | None = None,
     ) -> None:
-        self.path = None if output is None else Path(f"{output}.unfinished")
+        name = output if shard is None else f"{output}.{shard}"
+        self.path = None if output is None else Path(f"{name}.unfinished")
         self.every = every
         self._identity = {"system": system.name, "fingerprint": system.fingerprint, "temperature": system.temperature}
         self._identity |= settings.model_dump(mode="json")
@@ -49,6 +57,15 @@ class Unfinished:
         if self._identity["seed"] is None:
             self._identity["seed"] = new_seed()
         return self._identity["seed"]
+
+    def set_seed(self, seed: int) -> None:
+        """The seed that all shards of a simulation share, where the settings leave it open."""
+        self._identity["seed"] = seed
+
+    @staticmethod
+    def settings_of(path: Path) -> dict[str, Any]:
+        """System and settings of the simulation of a file."""
+        return dict(_read(path)["identity"])
 
     @property
     def seconds(self) -> float:

@@ -1,7 +1,6 @@
 """`report`: the numbers, figures and structures of an ensemble on one HTML page that needs nothing else."""
 
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -20,8 +19,6 @@ from boltzflow.statistics.chains import split_rhat
 from boltzflow.statistics.weights import ArrayLike, checked_log_weights
 
 __all__ = ["report"]
-
-logger = logging.getLogger(__name__)
 
 FOLDER = resources.files(__package__)
 
@@ -125,7 +122,6 @@ def report(
     output = Path(output)
     with atomic_path(output) as temporary:
         Path(temporary).write_text(page, encoding="utf-8")
-    logger.info("%s: %.2f MB", output, output.stat().st_size / 1e6)
     return output
 
 
