@@ -15,7 +15,7 @@ from boltzflow.generators.generator import Generator
 from boltzflow.generators.schedule import Schedule
 from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import load_checkpoint, save_checkpoint
-from boltzflow.io.config import RunConfig, parse_config
+from boltzflow.io.config import RunConfig, differences, parse_config
 from boltzflow.io.provenance import file_sha256, method_names
 from boltzflow.objectives.fit_transport import fit_transport
 from boltzflow.run import Ledger, new_seed
@@ -108,11 +108,14 @@ def finished_pilot(config: RunConfig, folder: Path) -> bool:
         theirs = parse_config(json.loads(text), origin=str(folder / "run.json"))
     except (FileNotFoundError, json.JSONDecodeError) as error:
         raise FormatError(f"{folder}: its run.json is missing or damaged ({error}); remove the folder.") from None
-    changed = [name for name in ("system", "generator") if getattr(config, name) != getattr(theirs, name)]
-    if changed or config.training.seed not in (None, theirs.training.seed):
+    mine, other = ({"system": c.system, "generator": c.generator.model_dump()} for c in (config, theirs))
+    changed = differences(mine, other)
+    if config.training.seed not in (None, theirs.training.seed):
+        changed.append(f"training.seed: {theirs.training.seed} there, {config.training.seed} here")
+    if changed:
         raise CheckpointMismatchError(
-            f"{folder}: holds the pilot of another configuration ({', '.join(changed) or 'training.seed'} differs). "
-            "Remove it, or name another folder."
+            f"{folder}: holds the pilot of another configuration ({'; '.join(changed)}). Remove it, or name another "
+            "folder."
         )
     return True
 

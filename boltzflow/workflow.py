@@ -21,7 +21,7 @@ from boltzflow.generators.generator import Generator
 from boltzflow.generators.top_up import rows_to_keep
 from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from boltzflow.io.config import RunConfig
+from boltzflow.io.config import RunConfig, differences
 from boltzflow.io.provenance import method_names
 from boltzflow.objectives import build_objective
 from boltzflow.pilot import pilot
@@ -213,7 +213,7 @@ def _earlier_stage(path: str | Path, system: SystemFolder, config: RunConfig) ->
     earlier = load_checkpoint(path, system)
     mine, theirs = config.generator.model_dump(), earlier.config.generator.model_dump()
     if mine != theirs:
-        changed = ", ".join(f"{k}: {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs[k])
+        changed = "; ".join(differences(mine, theirs))
         raise CheckpointMismatchError(f"{path}: is of another generator ({changed}); give both runs the same one.")
     return earlier
 
@@ -226,10 +226,9 @@ def _restore(trainer: Trainer, path: Path, system: SystemFolder, config: RunConf
         for c in (config, checkpoint.config)
     )
     if mine != theirs:
-        changed = sorted(k for k in mine if mine[k] != theirs[k])
         raise CheckpointMismatchError(
-            f"{path}: was trained with another configuration (section {', '.join(changed)} differs). Resume "
-            "with the same one, or start a new folder from it with --initial."
+            f"{path}: was trained with another configuration ({'; '.join(differences(mine, theirs))}). Resume with the "
+            "same one, or start a new folder from it with --initial."
         )
     if checkpoint.training is None:
         raise CheckpointMismatchError(

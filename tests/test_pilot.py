@@ -110,7 +110,9 @@ def test_given_levels_are_kept(here):
 def test_a_folder_of_another_pilot_is_not_taken_for_this_one(here):
     pilot(config(cess=0.5), here / "run")
     assert finished_pilot(config(cess=0.5), here / "run")
-    with pytest.raises(CheckpointMismatchError, match=r"another configuration.*generator differs"):
+    with pytest.raises(
+        CheckpointMismatchError, match=r"another configuration \(generator\.annealing\.cess: 0\.5 there"
+    ):
         finished_pilot(config(cess=0.6), here / "run")
     with pytest.raises(FileExistsError, match="holds a run already"):
         pilot(config(cess=0.5), here / "run")

@@ -182,7 +182,7 @@ def test_runs_that_do_not_fit_are_refused(whole, data, tmp_path, alanine):
     folder = whole[0]
     with pytest.raises(FileExistsError, match="--resume"):
         train(run_of(data), folder)
-    with pytest.raises(CheckpointMismatchError, match=r"section training differs"):
+    with pytest.raises(CheckpointMismatchError, match=r"another configuration \(training\.\w+: \S+ there, \S+ here\)"):
         train(run_of(data, learning_rate=1e-2), folder, resume=True)
     with pytest.raises(CheckpointMismatchError, match=r"another generator \(n_bins: 4 there, 5 here\)"):
         train(run_of(data, generator={"n_bins": 5}), tmp_path / "new", initial=folder / "checkpoint.pt")

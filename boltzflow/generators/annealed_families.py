@@ -19,6 +19,7 @@ from boltzflow.paths import GeometricPath, Path
 from boltzflow.targets.target import Base, Target
 from boltzflow.transitions.euler_flow import EulerFlow
 from boltzflow.transitions.molecule import molecule_kernels
+from boltzflow.transitions.particle_moves import swap_monte_carlo
 from boltzflow.transitions.transition import Transition
 
 if TYPE_CHECKING:
@@ -95,6 +96,13 @@ def _kernels(system: "System | AnalyticSystem", settings: AnnealedSamplerConfig)
     if settings.kernel == "molecule":
         moves = molecule_kernels(system.bonds, system.elements, positions=system.positions)
         return moves * settings.n_steps
+    if settings.kernel == "swap":
+        if not hasattr(system.target, "species"):
+            raise UnsupportedForceError(
+                f"system {system.name} has no particles with species to swap: choose another "
+                "generator.annealing.kernel."
+            )
+        return swap_monte_carlo(system.target.species, step_size=settings.step_size, n_sweeps=settings.n_steps)
     return stochastic_block(
         settings.kernel, step_size=settings.step_size, n_steps=settings.n_steps, n_leapfrog=settings.n_leapfrog
     )

@@ -274,8 +274,10 @@ class _Pilot:
                     change = 2.0 * (acceptance[i] - kernel.target_acceptance) / math.sqrt(1 + round_)
                     kernel.step_size = kernel.step_size * math.exp(change)
         self.u = self._energies(level)
+        stepped = any(hasattr(kernel, "step_size") for kernel in self.kernels)
         for kernel, rate in zip(self.kernels, acceptance, strict=True):
-            if rate < FEWEST_ACCEPTED:
+            # swaps and rotations may be rare beside moves that have a step to adapt
+            if rate < FEWEST_ACCEPTED and (hasattr(kernel, "step_size") or not stepped):
                 raise AnnealingError(f"find_schedule: {rejects_everything(kernel, rate)}, or adapt it in more rounds.")
         adapted = [m and hasattr(k, "step_size") for m, k in zip(metropolis, self.kernels, strict=True)]
         steps = [float(k.step_size) if a else math.nan for a, k in zip(adapted, self.kernels, strict=True)]

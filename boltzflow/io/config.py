@@ -1,5 +1,6 @@
 """Run configuration: one YAML is one run, parsed into frozen pydantic models; wrong keys and types are named."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ __all__ = [
     "SimulationConfig",
     "StochasticConfig",
     "TrainingConfig",
+    "differences",
     "load_config",
     "parse_config",
 ]
@@ -38,14 +40,18 @@ class AnnealedSamplerConfig(_Section):
     )
     base_sha256: str | None = Field(None, description="Of the file `base`; the pilot writes it here.")
     base_scale: float = Field(1.0, gt=0, description="Standard deviation of a normal base.")
-    kernel: Literal["metropolis", "mala", "hmc", "molecule"] = Field(
-        "hmc", description="Moves at every level; molecule = short trajectories, torsion and rigid moves."
+    kernel: Literal["metropolis", "mala", "hmc", "molecule", "swap"] = Field(
+        "hmc",
+        description="Moves at every level; molecule = short trajectories, torsion and rigid moves; swap = swap Monte "
+        "Carlo of particles with species.",
     )
     step_size: float = Field(
         0.1, gt=0, description="Of the kernel, where the pilot starts or as it stays; molecule has its own."
     )
     n_leapfrog: int = Field(4, ge=1, description="hmc: leapfrog steps of a trajectory.")
-    n_steps: int = Field(1, ge=1, description="Trials or trajectories at every level; molecule: rounds of its moves.")
+    n_steps: int = Field(
+        1, ge=1, description="Trials or trajectories at every level; molecule: rounds of its moves; swap: sweeps."
+    )
     threshold: float = Field(0.5, ge=0, le=1, description="smc: resample below this effective fraction.")
     levels: tuple[float, ...] | None = Field(
         None, description="Levels, rising and ending at 1; None = found by the pilot, which writes them here."
@@ -362,6 +368,24 @@ def parse_config(values: dict[str, Any], *, origin: str = "run configuration") -
         messages = [_explain(item) for item in error.errors()]
         kind = UnknownNameError if any(i["type"] == "extra_forbidden" for i in error.errors()) else FormatError
         raise kind(f"{origin}: " + "; ".join(messages)) from None
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any], *, prefix: str = "") -> list[str]:
+    """Where two dumped configurations differ, in words: "section.key: this there, that here".
+
+    Args:
+        mine: What is asked for.
+        theirs: What was found.
+        prefix: Of the keys.
+    """
+    found = []
+    for key in [*mine, *(k for k in theirs if k not in mine)]:
+        here, there = mine.get(key), theirs.get(key)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            found += differences(here, there, prefix=f"{prefix}{key}.")
+        elif here != there:
+            found.append(f"{prefix}{key}: {there} there, {here} here")
+    return found
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:

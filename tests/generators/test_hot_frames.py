@@ -9,14 +9,17 @@ import torch
 from boltzflow import targets
 from boltzflow.ensemble import Ensemble, Provenance
 from boltzflow.errors import CheckpointMismatchError, UnsupportedForceError
+from boltzflow.generators import build_generator
 from boltzflow.io import load_checkpoint, parse_config
 from boltzflow.io.config import SimulationConfig
 from boltzflow.pilot import pilot
 from boltzflow.reference import simulate
 from boltzflow.run import Ledger, make_rng
+from boltzflow.simulation import ParallelTempering
 from boltzflow.state import Space
 from boltzflow.systems import load_system
 from boltzflow.targets import Target
+from boltzflow.transitions import swap_monte_carlo
 
 GRID = torch.linspace(-3, 3, 20_001, dtype=torch.float64)
 
@@ -136,6 +139,37 @@ def test_frames_that_do_not_fit_are_refused(skewed):
     refused(r"records u = .* kT at 2 where wells has .*another system or force field", base="other.h5")
     refused("has no temperature, so it has no frames at a higher one", system="snf_double_well")
     refused(r"expected the fields and shapes .*'positions': \(22, 3\)", system="alanine_dipeptide@1.5")
+
+
+def test_the_liquid_cools_by_swap_monte_carlo(tmp_path):
+    liquid = load_system("ka2_2d_43").target
+    start = liquid.start(20, make_rng(1))
+    chains = ParallelTempering(
+        liquid, start, temperatures=[0.3, 1.0], n_chains=10, kernels=swap_monte_carlo(liquid.species), seed=1
+    )
+    chains.burn_in(6)
+    x = chains.run(1, keep="all").samples["positions"][0, 10:]
+    u = liquid.reduced_energy(liquid.state(x), {"temperature": 1.0})
+    Ensemble(
+        samples={"positions": x},
+        spaces=liquid.fields,
+        log_weights=torch.zeros(10).double(),
+        reduced_energies=u,
+        target="ka2_2d_43",
+        provenance=Provenance(extra={"temperature": 1.0}),
+    ).save(tmp_path / "hot.h5")
+    described = {"kernel": "swap", "cess": 0.2, "pilot_size": 20, "pilot_rounds": 1}
+    generator = pilot(config(tmp_path, system="ka2_2d_43", **described), tmp_path / "run")
+    names = {type(t).__name__ for t in generator.transitions}
+    assert names == {"SystematicResampling", "ParticleDisplacement", "SpeciesSwap"}
+    ensemble = generator.sample(20, liquid, seed=1, batch_size=20)
+    assert ensemble.normalisation == "relative to frames of ka2_2d_43 at 1"
+    assert np.isfinite(ensemble.log_weights).all()
+    # it fell from T = 1 on the way, by far more than its spread
+    assert ensemble.reduced_energies.mean() < liquid.reduced_energy(liquid.state(x)).mean() - 20
+    settings = parse_config({"system": "gmm40", "generator": {"family": "smc", "annealing": {"kernel": "swap"}}})
+    with pytest.raises(UnsupportedForceError, match="no particles with species to swap"):
+        build_generator(load_system("gmm40"), settings.generator)
 
 
 def test_a_molecule_cools_to_the_distribution_of_parallel_tempering(tmp_path):

@@ -5,7 +5,7 @@ import yaml
 from pydantic import ValidationError
 
 from boltzflow.errors import FormatError, UnknownNameError
-from boltzflow.io.config import RunConfig, load_config, parse_config
+from boltzflow.io.config import RunConfig, differences, load_config, parse_config
 
 
 @pytest.fixture
@@ -165,3 +165,9 @@ def test_simulation_section_is_checked(recipe):
     recipe.write_text("system: dw4\nsimulation: {burnin: 5}\n")
     with pytest.raises(UnknownNameError, match="burn_in"):
         load_config(recipe)
+
+
+def test_differences_name_the_key_and_both_values():
+    mine, theirs = (parse_config({"system": "a", "training": {"steps": n}}).model_dump() for n in (3, 5))
+    assert differences(mine, theirs) == ["training.steps: 5 there, 3 here"]
+    assert differences({"a": {"b": 1}}, {"a": {"b": 1}, "c": 2}) == ["c: 2 there, None here"]
