@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import energy_only_tables
 from results_common import MISSING, Row, load, number, pm, provenance, table
 from results_glass_flow import glass_flow, glass_flow_weights
 from results_images import images, images_metropolis, images_reweighted
@@ -484,6 +485,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "from path_gradients": lambda: provenance("path_gradients", "python benchmarks/path_gradients.py"),
     "from difference": lambda: provenance("force_field_difference", "python benchmarks/force_field_difference.py"),
 }
+
+
+TABLES |= energy_only_tables.tables(load, table, provenance, MISSING)
 
 
 def filled(text: str) -> str:
