@@ -55,6 +55,7 @@ def main() -> None:
         traced = path_log_weights(generator, reference, system.target)
         result |= summary(ensemble, reference, path_log_weights=traced)
         result |= {"reference": of_simulation(reference), "ramachandran": maps(ensemble, reference)}
+        result["missed"] = missed(reference, traced, result["log_z_two_sided"])
     path = record("hexapeptide", result, options.output)
     print(json.dumps(result, indent=2))
     print(f"written to {path}")
@@ -83,7 +84,20 @@ def point(system: System, path: str, n: int, seed: int) -> tuple[dict, Ensemble]
 def of_simulation(reference: Ensemble) -> dict:
     """Size and diagnostics of the reference."""
     found = summary(reference)
-    return {key: found.get(key) for key in ("n", "seed", "n_force", "n_chains", "r_hat", "n_effective", "round_trips")}
+    energy = ("mean_reduced_energy", "mean_reduced_energy_error")
+    chains = ("n_chains", "r_hat", "n_effective", "round_trips")
+    return {key: found.get(key) for key in ("n", "seed", "n_force", *energy, *chains)}
+
+
+def missed(reference: Ensemble, traced: np.ndarray, log_z: float) -> dict:
+    """By how much too thin the model is where a residue has φ > 0 and elsewhere: medians of log w − log Z."""
+    right = np.any([torsion(reference, f"phi:{k}") > 0 for k in range(1, N_RESIDUES + 1)], axis=0)
+    excess = np.asarray(traced) - log_z
+    return {
+        "share_phi_positive": float(right.mean()),
+        "median_phi_positive": float(np.median(excess[right])),
+        "median_others": float(np.median(excess[~right])),
+    }
 
 
 def maps(ensemble: Ensemble, reference: Ensemble) -> list[dict]:

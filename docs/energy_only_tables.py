@@ -33,7 +33,7 @@ def _percent(value: float) -> str:
 def _quality(found: dict, table: Table) -> str:
     """Quality of the last checkpoint beside published numbers."""
     r = found["results"]
-    last, reference = r["curve"][-1], r["reference"]
+    last, reference, missed = r["curve"][-1], r["reference"], r["missed"]
     ours = f"`{_COMMAND}`"
     energies, forces = (last[f"n_{kind}_training"] / 1e6 for kind in ("energy", "force"))
     forward = r["forward_ess_fraction"]
@@ -46,10 +46,21 @@ def _quality(found: dict, table: Table) -> str:
         ("Pareto k-hat", f"{r['pareto_k']:.2f}", ours),
         (
             f"effective sample size, forward ({reference['n']} frames of parallel tempering)",
-            "none" if forward is None else _percent(forward),
+            "none" if forward is None else "< 10⁻⁶" if forward < 1e-6 else _percent(forward),
             ours,
         ),
         ("log Z (one labelling sector)", f"{r['log_z']:.2f} ± {r['log_z_error']:.2f}", ours),
+        (
+            "mean energy, reweighted; by parallel tempering",
+            f"{r['mean_reduced_energy']:.1f} ± {r['mean_reduced_energy_error']:.1f}; "
+            f"{reference['mean_reduced_energy']:.1f} ± {reference['mean_reduced_energy_error']:.1f} kT",
+            ours,
+        ),
+        (
+            f"log w − log Z of the reference, median: with a φ > 0 ({_percent(missed['share_phi_positive'])}); others",
+            f"{missed['median_phi_positive']:.1f}; {missed['median_others']:.1f}",
+            ours,
+        ),
         (
             "evaluations from the untrained model",
             f"{energies:.1f}·10⁶ energies, {forces:.1f}·10⁶ of them with force",

@@ -13,6 +13,10 @@ __all__ = ["recipes_for"]
 SMALL = 100
 """Up to here the flow of the shipped alanine dipeptide (60 dimensions) is used as it is."""
 
+_COOLING = {"hot_steps": 350, "cooling_steps": 700, "steps": 1750, "batch_size": 256}
+_BUFFERS = {"n": 45, "rows": 50_000, "steps": 200}
+"""Of training from the energy alone: what alanine dipeptide took; steps are those on one buffer."""
+
 _BOX = {"n": 2000, "chains": 4, "stride": 500, "burn_in": 20_000}
 """Of molecular dynamics in a box, where a step takes milliseconds and liquids forget within picoseconds."""
 
@@ -30,61 +34,21 @@ class _Flow:
     refinement_steps: int
 
 
-@dataclass(frozen=True)
-class _EnergyOnly:
-    """Sizes of the two stages of training from the energy alone, and of their flow."""
-
-    n_couplings: int
-    hidden: int
-    hot_steps: int
-    cooling_steps: int
-    steps: int
-    batch_size: int
-    learning_rate: float
-    buffers: int
-    buffer_size: int
-
-
 _FLOWS = {
     "small": _Flow(8, 128, frames=200_000, chains=200, stride=3, steps=6000, refinement_steps=5000),
     "medium": _Flow(12, 256, frames=200_000, chains=100, stride=5, steps=20_000, refinement_steps=10_000),
 }
-_ENERGY_ONLY = {
-    "small": _EnergyOnly(
-        n_couplings=8,
-        hidden=128,
-        hot_steps=350,
-        cooling_steps=700,
-        steps=1750,
-        batch_size=256,
-        learning_rate=1e-3,
-        buffers=45,
-        buffer_size=50_000,
-    ),
-    "medium": _EnergyOnly(
-        n_couplings=8,
-        hidden=128,
-        hot_steps=1000,
-        cooling_steps=9000,
-        steps=17_000,
-        batch_size=512,
-        learning_rate=4e-4,
-        buffers=50,
-        buffer_size=100_000,
-    ),
-}
-_STAGE_STEPS = 200
-"""Optimisation steps on one buffer."""
 
 
 def recipes_for(system: System) -> dict[str, str]:
     """Run configurations that suit the size of a system.
 
     Up to 250 dimensions: a spline flow by maximum likelihood on frames of parallel tempering ("likelihood"), a second
-    stage on its own weighted samples ("self_weighted"); two stages without any simulation ("energy_only_1_cooling",
-    "energy_only"); and "parallel_tempering" for those who need one ensemble only. Above 250 dimensions a single flow
-    has no effective samples left, and the only recipe is "parallel_tempering". In a periodic box, and where the torch
-    force field does not know a force of the System, it is "molecular_dynamics".
+    stage on its own weighted samples ("self_weighted"), and "parallel_tempering" for those who need one ensemble only.
+    Up to 100 dimensions also two stages without any simulation ("energy_only_1_cooling", "energy_only"): beyond, a
+    training of such a size loses rare states (the capped hexapeptide those with αL). Above 250 dimensions a single
+    flow has no effective samples left, and the only recipe is "parallel_tempering". In a periodic box, and where the
+    torch force field does not know a force of the System, it is "molecular_dynamics".
 
     Args:
         system: In a folder; the recipes refer to it, so that they work wherever it is put.
@@ -104,13 +68,10 @@ def recipes_for(system: System) -> dict[str, str]:
         return {"parallel_tempering": _parallel_tempering(system)}
     size = "small" if system.dimension <= SMALL else "medium"
     flow = _FLOWS[size]
-    return {
-        "likelihood": _likelihood(system, flow, size),
-        "self_weighted": _self_weighted(system, flow),
-        "energy_only_1_cooling": _cooling(system, _ENERGY_ONLY[size]),
-        "energy_only": _buffers(system, _ENERGY_ONLY[size]),
-        "parallel_tempering": _parallel_tempering(system),
-    }
+    found = {"likelihood": _likelihood(system, flow, size), "self_weighted": _self_weighted(system, flow)}
+    if size == "small":
+        found |= {"energy_only_1_cooling": _cooling(system, flow), "energy_only": _buffers(system, flow)}
+    return {**found, "parallel_tempering": _parallel_tempering(system)}
 
 
 def _commented(*paragraphs: str) -> str:
@@ -206,15 +167,15 @@ sampling:
     )
 
 
-def _cooling(system: System, sizes: _EnergyOnly) -> str:
-    name = system.folder.name
+def _cooling(system: System, flow: _Flow) -> str:
+    name, steps, batch = system.folder.name, _COOLING["steps"], _COOLING["batch_size"]
     head = _commented(
         f"{system.name}, {system.dimension} dimensions: from the energy alone, stage 1 of 2. No data: an untrained "
         "flow, path gradients towards the target, and a temperature that falls from "
         f"{4 * system.temperature:.0f} to {system.temperature:g} K. For a molecule that no simulation can sample, or "
         "to check one that did.",
-        f"Cost: {sizes.steps} optimisation steps of {sizes.batch_size} samples, each with an energy and a force: "
-        f"{sizes.steps * sizes.batch_size:.1e}. In hours on your machine: boltzflow forecast {name}",
+        f"Cost: {steps} optimisation steps of {batch} samples, each with an energy and a force: {steps * batch:.1e}. "
+        f"In hours on your machine: boltzflow forecast {name}",
         "Commands:",
         f"  boltzflow train {name}/recipes/energy_only_1_cooling.yaml",
         f"  boltzflow train {name}/recipes/energy_only.yaml --initial runs/{name}-energy_only_1_cooling/checkpoint.pt",
@@ -224,19 +185,19 @@ def _cooling(system: System, sizes: _EnergyOnly) -> str:
     return (
         head
         + f"""system: ..
-{_generator(sizes)}objective:
+{_generator(flow)}objective:
   likelihood: 0.0
   path_forward_kl: 1.0
   path_min_efficiency: 0.2
   annealing:
     method: cooling
     hottest: 4.0 # relative to the system's temperature
-    hot_steps: {sizes.hot_steps}
-    cooling_steps: {sizes.cooling_steps}
+    hot_steps: {_COOLING["hot_steps"]}
+    cooling_steps: {_COOLING["cooling_steps"]}
 training:
-  steps: {sizes.steps}
-  reverse_batch_size: {sizes.batch_size}
-  learning_rate: {sizes.learning_rate}
+  steps: {steps}
+  reverse_batch_size: {batch}
+  learning_rate: 1.0e-3
   final_learning_rate_fraction: 0.02
   warmup_steps: 100
   ema_decay: 0.998
@@ -245,15 +206,14 @@ training:
     )
 
 
-def _buffers(system: System, sizes: _EnergyOnly) -> str:
-    name = system.folder.name
-    steps = sizes.buffers * _STAGE_STEPS
+def _buffers(system: System, flow: _Flow) -> str:
+    name, buffers, rows = system.folder.name, _BUFFERS["n"], _BUFFERS["rows"]
+    steps = buffers * _BUFFERS["steps"]
     head = _commented(
         f"{system.name}, {system.dimension} dimensions: from the energy alone, stage 2 of 2, on buffers of the model's "
         "own weighted samples, with a share of the chi-squared divergence for rare states.",
-        f"Cost: {sizes.buffers} buffers of {sizes.buffer_size} energies without forces, "
-        f"{sizes.buffers * sizes.buffer_size:.1e} in all, and {steps} optimisation steps of 1024 of their rows. In "
-        f"hours: boltzflow forecast {name}",
+        f"Cost: {buffers} buffers of {rows} energies without forces, {buffers * rows:.1e} in all, and {steps} "
+        f"optimisation steps of 1024 of their rows. In hours: boltzflow forecast {name}",
         "Commands; stage 1 comes before, see energy_only_1_cooling.yaml, and its generator must be the same. The "
         "second continues, as often as it helps:",
         f"  boltzflow train {name}/recipes/energy_only.yaml --initial runs/{name}-energy_only_1_cooling/checkpoint.pt",
@@ -266,16 +226,16 @@ def _buffers(system: System, sizes: _EnergyOnly) -> str:
     return (
         head
         + f"""system: ..
-{_generator(sizes)}objective:
+{_generator(flow)}objective:
   likelihood: 0.0
   path_forward_kl: 1.0 # after the last buffer, if more steps are asked for
   annealing:
     method: cooling
     hot_steps: 0
     cooling_steps: 0
-    cold_stages: {sizes.buffers}
-    stage_steps: {_STAGE_STEPS}
-    buffer_size: {sizes.buffer_size}
+    cold_stages: {buffers}
+    stage_steps: {_BUFFERS["steps"]}
+    buffer_size: {rows}
     clip_fraction: 0.0
     chi_squared: 0.3
 training:
@@ -292,7 +252,7 @@ sampling:
     )
 
 
-def _generator(flow: _Flow | _EnergyOnly) -> str:
+def _generator(flow: _Flow) -> str:
     return f"""generator:
   family: internal_spline_flow
   n_couplings: {flow.n_couplings}
