@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import energy_only_tables
 from results_common import MISSING, Row, load, number, pm, provenance, table
 from results_glass_flow import glass_flow, glass_flow_weights
+from results_hexapeptide import COMMAND as HEXAPEPTIDE_COMMAND
+from results_hexapeptide import hexapeptide, hexapeptide_curve, hexapeptide_maps
 from results_images import images, images_metropolis, images_reweighted
 from results_torsion_blocks import blocks_cost, blocks_efficiency, blocks_families
 
@@ -474,6 +475,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "glass_flow_weights": glass_flow_weights,
     "from glass_flow": lambda: provenance("glass_flow", "python benchmarks/glass_flow.py"),
     "from alanine_dipeptide": lambda: provenance("alanine_dipeptide", "python benchmarks/alanine_dipeptide.py"),
+    "hexapeptide": hexapeptide,
+    "hexapeptide curve": hexapeptide_curve,
+    "hexapeptide maps": hexapeptide_maps,
+    "from hexapeptide": lambda: provenance("hexapeptide", HEXAPEPTIDE_COMMAND),
     "from energy_only": lambda: provenance("alanine_dipeptide_energy_only", ENERGY_ONLY_COMMAND),
     "from flows": lambda: provenance("flows", "python benchmarks/flows.py"),
     "from forcefield": lambda: provenance("forcefield", "python benchmarks/forcefield.py"),
@@ -485,9 +490,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "from path_gradients": lambda: provenance("path_gradients", "python benchmarks/path_gradients.py"),
     "from difference": lambda: provenance("force_field_difference", "python benchmarks/force_field_difference.py"),
 }
-
-
-TABLES |= energy_only_tables.tables(load, table, provenance, MISSING)
 
 
 def filled(text: str) -> str:

@@ -1,40 +1,25 @@
-"""Tables of training from the energy alone beyond alanine dipeptide, for make_results.py."""
+"""The capped hexapeptide trained from the energy alone."""
 
-from collections.abc import Callable
+from results_common import MISSING, load, table
 
-__all__ = ["tables"]
+__all__ = ["COMMAND", "hexapeptide", "hexapeptide_curve", "hexapeptide_maps"]
 
-_COMMAND = "python benchmarks/hexapeptide.py CHECKPOINT ... --reference reference.h5"
-_PUBLISHED = "[arXiv:2510.18460](https://arxiv.org/abs/2510.18460): reported, not confirmed"
-
-Table = Callable[[tuple[str, ...], list[tuple[str, ...]]], str]
-
-
-def tables(
-    load: Callable[[str], dict | None], table: Table, provenance: Callable[[str, str], str], missing: str
-) -> dict[str, Callable[[], str]]:
-    """The tables by their names, from what make_results.py gives."""
-
-    def of(make: Callable[[dict, Table], str]) -> Callable[[], str]:
-        return lambda: missing if (found := load("hexapeptide")) is None else make(found, table)
-
-    return {
-        "hexapeptide": of(_quality),
-        "hexapeptide curve": of(_curve),
-        "hexapeptide maps": of(_maps),
-        "from hexapeptide": lambda: provenance("hexapeptide", _COMMAND),
-    }
+COMMAND = "python benchmarks/hexapeptide.py CHECKPOINT ... --reference reference.h5"
+PUBLISHED = "[arXiv:2510.18460](https://arxiv.org/abs/2510.18460): reported, not confirmed"
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.2g} %" if value < 0.1 else f"{100 * value:.1f} %"
 
 
-def _quality(found: dict, table: Table) -> str:
+def hexapeptide() -> str:
     """Quality of the last checkpoint beside published numbers."""
+    found = load("hexapeptide")
+    if found is None:
+        return MISSING
     r = found["results"]
     last, reference, missed = r["curve"][-1], r["reference"], r["missed"]
-    ours = f"`{_COMMAND}`"
+    ours = f"`{COMMAND}`"
     energies, forces = (last[f"n_{kind}_training"] / 1e6 for kind in ("energy", "force"))
     forward = r["forward_ess_fraction"]
     rows = [
@@ -66,15 +51,18 @@ def _quality(found: dict, table: Table) -> str:
             f"{energies:.1f}·10⁶ energies, {forces:.1f}·10⁶ of them with force",
             "`boltzflow.io.load_checkpoint(path).cost`",
         ),
-        ("literature: CMT", "29.6 %", _PUBLISHED),
-        ("literature: TA-BG", "18.2 %", _PUBLISHED),
-        ("literature: FAB", "14.6 %", _PUBLISHED),
+        ("literature: CMT", "29.6 %", PUBLISHED),
+        ("literature: TA-BG", "18.2 %", PUBLISHED),
+        ("literature: FAB", "14.6 %", PUBLISHED),
     ]
     return table(("capped hexapeptide, from the energy alone", "value", "command or source"), rows)
 
 
-def _curve(found: dict, table: Table) -> str:
+def hexapeptide_curve() -> str:
     """Efficiency against what the training has cost."""
+    found = load("hexapeptide")
+    if found is None:
+        return MISSING
     rows = [
         (
             f"{c['step']}",
@@ -87,8 +75,11 @@ def _curve(found: dict, table: Table) -> str:
     return table(("step of its stage", "energies spent", "ESS at 300 K", "k-hat"), rows)
 
 
-def _maps(found: dict, table: Table) -> str:
+def hexapeptide_maps() -> str:
     """Ramachandran maps against parallel tempering."""
+    found = load("hexapeptide")
+    if found is None:
+        return MISSING
     rows = [
         (
             f"{m['residue']}",
