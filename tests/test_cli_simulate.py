@@ -98,7 +98,16 @@ def test_ladders_are_judged_as_chains(mine):
     assert "Pareto k-hat" in names
     assert any(name.startswith("R-hat") for name in names)
     assert "reference" not in names  # it is not the output of a generator
-    well = {**found, "ess": 400.0, "pareto_k": 0.0, "r_hat": 1.0, "n_effective": 110.0, "round_trips": 50}
+    well = {
+        **found,
+        "ess": 400.0,
+        "pareto_k": 0.0,
+        "r_hat": 1.0,
+        "n_effective": 110.0,
+        "bulk_ess": 110.0,
+        "tail_ess": 110.0,
+        "round_trips": 50,
+    }
     assert verdict(well).text.startswith("weighted samples of chains that agree")
 
 
