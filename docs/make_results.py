@@ -444,7 +444,34 @@ def vacuum_torsions() -> str:
     return table(head, rows)
 
 
+def learned_moves() -> str:
+    """Visits to αL by chains with and without a generator."""
+    found = load("learned_moves")
+    if found is None:
+        return MISSING
+    head = ("chains", "acceptance", "visits to αL", "R-hat of αL", "visits per 10⁶ evaluations", "per second", "burn-in")
+    rows = []
+    for name, row in found["results"].items():
+        if not isinstance(row, dict):
+            continue
+        rate, r_hat = row["acceptance of learned moves"], row["R-hat of alpha_L"]
+        rows.append(
+            (
+                name,
+                "" if rate is None else f"{100 * rate:.0f} %",
+                f"{row['independent visits']:.1f}",
+                "" if r_hat is None else f"{r_hat:.3f}",
+                number(row["visits per 1e6 evaluations"]),
+                f"{row['visits per processor second']:.1f}",
+                f"{row['processor seconds of the burn-in']:.0f} s",
+            )
+        )
+    return table(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "learned_moves": learned_moves,
+    "from learned_moves": lambda: provenance("learned_moves", "python benchmarks/learned_moves.py --seconds 10"),
     "blocks": blocks_efficiency,
     "blocks cost": blocks_cost,
     "blocks families": blocks_families,
