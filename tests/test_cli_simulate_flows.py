@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_many_modes_of_a_mixture_are_found_at_their_energies():
     assert len(np.unique(system.target.component(ensemble.to_state()))) == 40
 
 
-def test_an_interrupted_simulation_with_a_generator_that_learns_goes_on(flow, monkeypatch):
+def test_an_interrupted_simulation_with_a_generator_that_learns_goes_on(flow, tmp_path, monkeypatch):
     system = load_system("many_well_32")
     settings = SimulationConfig(
         n=12, chains=3, stride=1, burn_in=8, moves=str(flow), moves_every=1, moves_training=1, seed=5
@@ -100,9 +101,11 @@ def test_an_interrupted_simulation_with_a_generator_that_learns_goes_on(flow, mo
         return sweep(simulation)
 
     monkeypatch.setattr(ParallelTempering, "_sweep", stop)
-    assert simulate_in_python(system, settings, path="e.h5", save_every=0.0).provenance.interrupted
-    monkeypatch.undo()
-    found = simulate_in_python(system, settings, path="e.h5", resume=True)
+    path = tmp_path / "e.h5"
+    assert simulate_in_python(system, settings, path=path, save_every=0.0).provenance.interrupted
+    monkeypatch.setattr(ParallelTempering, "_sweep", sweep)
+    assert Path(f"{path}.unfinished").exists()
+    found = simulate_in_python(system, settings, path=path, resume=True)
     whole = simulate_in_python(system, settings)
     assert np.array_equal(found.samples["x"], whole.samples["x"])
     assert found.provenance.ledger == whole.provenance.ledger
