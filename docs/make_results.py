@@ -449,7 +449,15 @@ def learned_moves() -> str:
     found = load("learned_moves")
     if found is None:
         return MISSING
-    head = ("chains", "acceptance", "visits to αL", "R-hat of αL", "visits per 10⁶ evaluations", "per second", "burn-in")
+    head = (
+        "chains",
+        "acceptance",
+        "visits to αL",
+        "R-hat of αL",
+        "visits per 10⁶ evaluations",
+        "per second",
+        "burn-in",
+    )
     rows = []
     for name, row in found["results"].items():
         if not isinstance(row, dict):
