@@ -1,6 +1,6 @@
 """Draws docs/images/stochastic_flows.png: pictures as densities, from a flow alone, with Metropolis steps, reweighted.
 
-python docs/images/make_stochastic_flows.py [--runs runs/images] [--pictures face spiral chart] [-n 500000]
+python docs/images/make_stochastic_flows.py [--runs runs/images] [--pictures face] [-n 500000]
 
 The models are those that `python benchmarks/images.py` leaves in the run folders, of 10 affine couplings.
 """
@@ -37,7 +37,7 @@ def main() -> None:
     """Sample, draw, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/images"))
-    parser.add_argument("--pictures", nargs="+", default=["face", "spiral", "chart"])
+    parser.add_argument("--pictures", nargs="+", default=["face"])
     parser.add_argument("-n", type=int, default=500_000)
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("stochastic_flows.png"))
@@ -46,7 +46,7 @@ def main() -> None:
 
     plt.rcParams.update({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left"})
     rows = len(options.pictures)
-    _, axes = plt.subplots(rows, 4, figsize=(12, 3.1 * rows + 0.2), squeeze=False, layout="constrained")
+    _, axes = plt.subplots(rows, 4, figsize=(12, 3.1 * rows + 0.3), squeeze=False, layout="constrained")
     edges = np.linspace(-EXTENT, EXTENT, BINS + 1)
     for row, name in zip(axes, options.pictures, strict=True):
         system = load_system(f"image_{name}")
