@@ -62,7 +62,9 @@ def images_metropolis() -> str:
         return MISSING
     published, rows = found["results"]["published, other pictures"]["metropolis"], []
     for name, one in found["results"]["pictures"].items():
-        if "metropolis" in one:
-            rows.append((f"{name}: Metropolis alone, KL", *(f"{one['metropolis'][steps]:.3f}" for steps in published)))
+        if not one["transforms"]:
+            continue
+        kl = [f"{one['metropolis'][steps]:.3f}" if "metropolis" in one else MISSING for steps in published]
+        rows.append((f"{name}: Metropolis alone, KL", *kl))
     rows.append(("published, other pictures", *(f"{value:g}" for value in published.values())))
     return table(("steps of 0.1 from the base", *published), rows)
