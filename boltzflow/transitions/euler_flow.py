@@ -25,6 +25,10 @@ class EulerFlow(Bijection):
     Positions are not wrapped into the box: what reads them takes nearest images. Where the space of the field has no
     centre of mass v must have none either; along translations, which v does not see, the determinant is 1.
 
+    Moving one particle after the other, each given all others, would leave determinants of D × D, and takes a third of
+    the time (43 disks, float64, one thread: 99 instead of 302 µs per row). Its result depends on the order of the
+    particles; all are moved at once here so that particles of one type stay alike.
+
     Args:
         field: The velocities.
         n_steps: Steps.
