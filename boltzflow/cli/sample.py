@@ -20,10 +20,15 @@ logger = logging.getLogger(__name__)
 
 @command("sample")
 def sample(
-    what: Annotated[str, typer.Argument(metavar="SYSTEM|RUN", help="A system (NAME or NAME@TEMPERATURE), or a run.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="SYSTEM|RUN", help="A system (NAME or NAME@TEMPERATURE), a run folder, or its file."),
+    ],
     n: Annotated[int | None, typer.Option("-n", help="Number of samples. [default: as the run says]")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="HDF5 file.")] = Path("ensemble.h5"),
-    recipe: Annotated[str | None, typer.Option(help="Recipe whose shipped checkpoint is used.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Of the system: whose shipped checkpoint is used, or pilot run.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[int | None, typer.Option(help="Random by default; recorded.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per shard. [default: as the run says]")] = None,

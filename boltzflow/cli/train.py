@@ -25,7 +25,11 @@ logger = logging.getLogger(__name__)
 @command("train")
 def train(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN.yaml", help="The run: system, generator, objective, training, ...")
+        Path,
+        typer.Argument(
+            metavar="RUN.yaml",
+            help="File of the run: system, generator, objective, training, ...; every system has some in recipes/.",
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -33,8 +37,10 @@ def train(
             "-o", "--output", help="Run folder. (default: runs/RUN, or runs/SYSTEM-RUN for a recipe of your own)"
         ),
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
-    initial: Annotated[Path | None, typer.Option(help="Checkpoint of the same system to start from.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, e.g. training.steps=5000; give it again.")
+    ] = None,
+    initial: Annotated[Path | None, typer.Option(help="Checkpoint of an earlier stage, of the same generator.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its folder.")] = False,
 ) -> None:
     """Train a generator; kill it at any moment and continue with --resume."""
