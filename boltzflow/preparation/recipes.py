@@ -14,7 +14,7 @@ SMALL = 100
 """Up to here the flow of the shipped alanine dipeptide (60 dimensions) is used as it is."""
 
 _COOLING = {"hot_steps": 350, "cooling_steps": 700, "steps": 1750, "batch_size": 256}
-_BUFFERS = {"n": 45, "rows": 50_000, "steps": 200}
+_BUFFERS = {"n": 45, "rows": 100_000, "steps": 200}
 """Of training from the energy alone: what alanine dipeptide took; steps are those on one buffer."""
 
 _BOX = {"n": 2000, "chains": 4, "stride": 500, "burn_in": 20_000}
@@ -241,7 +241,7 @@ def _buffers(system: System, flow: _Flow) -> str:
 training:
   steps: {steps}
   batch_size: 1024
-  learning_rate: 3.0e-4
+  learning_rate: 2.0e-4
   final_learning_rate_fraction: 0.0
   warmup_steps: 50
   ema_decay: 0.998
