@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from boltzflow import targets
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.coordinates.constraints import Constraints
 from boltzflow.coordinates.links import fragment_links
@@ -40,6 +39,7 @@ from boltzflow.io.system_folders import find_folder, list_systems, shipped_folde
 from boltzflow.io.system_name import SystemName, read_name
 from boltzflow.run import make_rng
 from boltzflow.targets.molecule import CONSTRAINT_MEASURES, MoleculeTarget, as_temperature
+from boltzflow.targets.named import named_target
 from boltzflow.targets.target import Target
 
 if TYPE_CHECKING:
@@ -496,12 +496,24 @@ class AnalyticSystem(SystemFolder):
 
     It has no atoms: what needs a molecule is refused by name.
 
+    Args:
+        folder: Holds `system.yaml` and `recipes/`.
+        definition: What `system.yaml` says.
+        temperature: None.
+        dtype: Of the Target.
+        reduced_temperature: Of a Target with the argument `temperature`, in its own unit, in place of the definition's.
+
     Example:
         >>> from boltzflow import load_system
         >>> system = load_system("snf_double_well")
         >>> system.dimension, round(system.target.log_z, 4)
         (2, 10.2935)
     """
+
+    reduced_temperature: float | None = None
+
+    def _called(self, text: str, temperature: float | None) -> SystemName:
+        return SystemName(text, temperature=self.reduced_temperature)
 
     def __getattr__(self, name: str) -> Any:
         """Say of what only molecules have that this system has none."""
@@ -519,8 +531,14 @@ class AnalyticSystem(SystemFolder):
         return self.target.dimension
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the Target."""
+        given = {} if self.reduced_temperature is None else {"temperature": self.reduced_temperature}
+        return self.definition.arguments | given
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 over the target and its arguments."""
+        """SHA-256 over the target and its arguments in the definition."""
         return hashlib.sha256(
             json.dumps([self.definition.target, self.definition.arguments], sort_keys=True).encode()
         ).hexdigest()
@@ -533,19 +551,7 @@ class AnalyticSystem(SystemFolder):
             UnknownNameError: If `boltzflow.targets` has none of that name.
             FormatError: If it does not take the arguments.
         """
-        known = [n for n in targets.__all__ if callable(getattr(targets, n)) and not _is_abstract(getattr(targets, n))]
-        if self.definition.target not in known:
-            raise UnknownNameError(
-                f"system {self.definition.name}: unknown target {self.definition.target!r}; "
-                f"{nearest(str(self.definition.target), known)}"
-            )
-        try:
-            target = getattr(targets, self.definition.target)(**self.definition.arguments)
-        except (TypeError, ValueError) as error:
-            raise FormatError(
-                f"system {self.definition.name}: {self.definition.target} does not take the arguments "
-                f"{self.definition.arguments}: {error}"
-            ) from None
+        target = named_target(str(self.definition.target), self.arguments, system=self.definition.name)
         target.name = self.name
         return target.to(self.dtype)
 
@@ -571,10 +577,6 @@ class AnalyticSystem(SystemFolder):
             target=self.name,
             provenance=Provenance(seed=0, extra={"system": self.name, "source": self.source, "exact": True}),
         )
-
-
-def _is_abstract(thing: Any) -> bool:
-    return thing in {targets.Base, targets.Target, targets.MoleculeTarget}
 
 
 def _independent(target: MoleculeTarget, positions: Tensor, names: list[str]) -> MoleculeTarget:
@@ -607,14 +609,16 @@ def load_system(
     Args:
         name: A name of `list_systems()`, or a folder with a `system.yaml`; "name@350" sets the temperature, too,
             "name@lambda=0.5" the λ of its alchemical atoms, "name@350,lambda=0.5" both, and "name:stiff" the measure of
-            its constraints, see `System.with_measure`.
+            its constraints, see `System.with_measure`. Of an analytic energy with an argument `temperature`,
+            "name@0.25" sets that.
         temperature: In K or as `openmm.unit.Quantity`; by default the system's own.
         dtype: Of the torch force field's arithmetic.
 
     Raises:
         UnknownNameError: If there is no such system (the nearest are named).
         FormatError: If its `system.yaml` has an unknown key or a wrong value, a file is missing, or an analytic
-            system is asked for at a temperature; if λ is not in [0, 1], or is given where no atoms are alchemical.
+            system without one is asked for at a temperature; if λ is not in [0, 1], or is given where no atoms are
+            alchemical.
 
     Example:
         >>> load_system("alanine_dipeptide@350").temperature
@@ -628,11 +632,12 @@ def load_system(
     folder = find_folder(called.text)
     definition = read_definition(folder)
     if definition.target is not None:
-        if temperature is not None or definition.temperature is not None or called.lam != 1:
+        own = definition.arguments.get("temperature")
+        if (temperature is not None and own is None) or definition.temperature is not None or called.lam != 1:
             raise FormatError(
                 f"system {definition.name}: an analytic target is in kT and has no temperature and no λ; leave it out."
             )
-        return AnalyticSystem(folder, definition, None, dtype)
+        return AnalyticSystem(folder, definition, None, dtype, None if temperature in (None, own) else temperature)
     kelvin = as_temperature(definition.temperature if temperature is None else temperature)
     if called.lam != 1:
         check_lambda(called.lam, definition.name, definition.alchemical)

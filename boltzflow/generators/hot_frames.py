@@ -73,7 +73,7 @@ def hot_frames(
             "back, or run the pilot anew in another folder."
         )
     ensemble = Ensemble.load(file)
-    start = ensemble.temperature
+    start = ensemble.provenance.extra.get("reduced_temperature", ensemble.temperature)
     if start is None or start < end:
         found = "does not say its temperature" if start is None else f"is at {start:g}, which is colder"
         raise CheckpointMismatchError(

@@ -163,7 +163,7 @@ class SystemFrames(Frames):
     """Frames of a system as they go into its reference.
 
     Positions of a molecule are relabelled into its sector, where it has one, and kept in float32, with the energies of
-    these rounded positions.
+    these rounded positions; those of a Target in a periodic box are brought into it.
 
     Args:
         system: What is simulated.
@@ -174,6 +174,8 @@ class SystemFrames(Frames):
         extra = {"system": system.name, "source": system.source}
         if self._is_molecule:
             extra["temperature"] = system.temperature
+        elif hasattr(system.target, "temperature"):
+            extra["reduced_temperature"] = system.target.temperature
         super().__init__(system.target, topology=system.topology if self._is_molecule else None, extra=extra)
 
     @classmethod
@@ -204,7 +206,9 @@ class SystemFrames(Frames):
 
     def _kept(self, part: ChainResult) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         if not self._is_molecule:
-            return super()._kept(part)
+            samples, energies = super()._kept(part)
+            wrap = getattr(self.target, "wrap", None)
+            return (samples if wrap is None else {k: wrap(x) for k, x in samples.items()}), energies
         target = self.system.target
         positions = part.samples["positions"]
         kept, energies = [], []

@@ -112,7 +112,7 @@ class TernaryLiquid(Target):
         grid = torch.stack([sites.div(side, rounding_mode="floor"), sites % side], 2)
         return self.state((grid + 0.5).to(self._depth.dtype) * (self.length / side))
 
-    def wrap(self, positions: Float[Tensor, "batch n 2"]) -> Float[Tensor, "batch n 2"]:
+    def wrap(self, positions: Float[Tensor, "*batch n 2"]) -> Float[Tensor, "*batch n 2"]:
         """The representatives in [0, L)."""
         return torch.remainder(positions, self.length)
 
