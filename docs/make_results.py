@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from results_common import MISSING, Row, load, number, pm, provenance, table
+from results_glass import glass, glass_reach
 from results_glass_flow import glass_flow, glass_flow_weights
 from results_hexapeptide import COMMAND as HEXAPEPTIDE_COMMAND
 from results_hexapeptide import hexapeptide, hexapeptide_curve, hexapeptide_maps
@@ -506,6 +507,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "path_gradients": path_gradients,
     "difference": difference,
     "annealed": annealed,
+    "glass": glass,
+    "glass reach": glass_reach,
+    "from glass": lambda: provenance("glass", "python benchmarks/glass.py"),
     "glass_flow": glass_flow,
     "glass_flow_weights": glass_flow_weights,
     "from glass_flow": lambda: provenance("glass_flow", "python benchmarks/glass_flow.py"),
