@@ -1,8 +1,9 @@
-"""VectorField: velocities v(x, t) of particles with their divergence and Jacobian, by autograd unless known better."""
+"""VectorField: velocities v(x, t) with their divergence and Jacobian, by autograd unless known better."""
 
 import abc
 
 import torch
+from torch.autograd import forward_ad
 
 from boltzflow._typing import Float, Tensor
 
@@ -10,10 +11,10 @@ __all__ = ["VectorField"]
 
 
 class VectorField(torch.nn.Module, abc.ABC):
-    """A velocity v(x, t) for every particle of every row.
+    """A velocity v(x, t) for every particle of every row, (batch, N, D), or of a flat field, (batch, d).
 
-    A subclass implements `forward`, and `divergence` and `jacobian` where it knows closed forms; those of this class
-    cost one backward pass per coordinate.
+    A subclass implements `forward`, and `divergence`, `jacobian` and `jvp` where it knows closed forms; the first two
+    of this class cost one backward pass per coordinate, the third a forward pass with tangents.
 
     Attributes:
         is_gradient: Whether v = ∇Ψ for some Ψ(x, t), so that the Jacobian is symmetric. A step x + h v is then
@@ -24,17 +25,17 @@ class VectorField(torch.nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(
-        self, positions: Float[Tensor, "batch particles dim"], t: float | Float[Tensor, " batch"] = 0.0
-    ) -> Float[Tensor, "batch particles dim"]:
+        self, positions: Float[Tensor, "batch *event"], t: float | Float[Tensor, " batch"] = 0.0
+    ) -> Float[Tensor, "batch *event"]:
         """The velocities.
 
         Args:
-            positions: (batch, N, D).
+            positions: (batch, N, D), or (batch, d) where the field is flat.
             t: Time in [0, 1], one for all rows or one each.
         """
 
     def jacobian(
-        self, positions: Float[Tensor, "batch particles dim"], t: float | Float[Tensor, " batch"] = 0.0
+        self, positions: Float[Tensor, "batch *event"], t: float | Float[Tensor, " batch"] = 0.0
     ) -> Float[Tensor, "batch coordinates coordinates"]:
         """∂v/∂x of every row, (batch, N·D, N·D), rows v and columns x; differentiable where autograd is on."""
         differentiable = torch.is_grad_enabled()
@@ -48,13 +49,24 @@ class VectorField(torch.nn.Module, abc.ABC):
         return torch.stack(rows, 1)
 
     def divergence(
-        self, positions: Float[Tensor, "batch particles dim"], t: float | Float[Tensor, " batch"] = 0.0
+        self, positions: Float[Tensor, "batch *event"], t: float | Float[Tensor, " batch"] = 0.0
     ) -> Float[Tensor, " batch"]:
         """Σ ∂v/∂x of every row, (batch,)."""
         return self.jacobian(positions, t).diagonal(dim1=1, dim2=2).sum(1)
 
     def velocity_and_jacobian(
-        self, positions: Float[Tensor, "batch particles dim"], t: float | Float[Tensor, " batch"] = 0.0
-    ) -> tuple[Float[Tensor, "batch particles dim"], Float[Tensor, "batch coordinates coordinates"]]:
+        self, positions: Float[Tensor, "batch *event"], t: float | Float[Tensor, " batch"] = 0.0
+    ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, "batch coordinates coordinates"]]:
         """Both at once, for fields that share work between them."""
         return self(positions, t), self.jacobian(positions, t)
+
+    def jvp(
+        self,
+        positions: Float[Tensor, "batch *event"],
+        tangent: Float[Tensor, "batch *event"],
+        t: float | Float[Tensor, " batch"] = 0.0,
+    ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, "batch *event"]]:
+        """The velocities and ∂v/∂x · tangent, by forward-mode differentiation; differentiable where autograd is on."""
+        with forward_ad.dual_level():
+            v, pushed = forward_ad.unpack_dual(self(forward_ad.make_dual(positions, tangent), t))
+        return v, torch.zeros_like(v) if pushed is None else pushed

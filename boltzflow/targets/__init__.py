@@ -10,6 +10,7 @@ from boltzflow.targets.bases import (
     Uniform,
     VonMises,
 )
+from boltzflow.targets.correlated_mixture import CorrelatedMixture, perturbation_wells
 from boltzflow.targets.funnel import Funnel
 from boltzflow.targets.glass import TernaryLiquid
 from boltzflow.targets.harmonic import Harmonic, harmonic_pair
@@ -24,6 +25,7 @@ from boltzflow.targets.wells import DoubleWell, ManyWell, Wells, mw52, mw54
 
 __all__ = [
     "Base",
+    "CorrelatedMixture",
     "Dirac",
     "DoubleWell",
     "DoubleWellCluster",
@@ -53,5 +55,6 @@ __all__ = [
     "harmonic_pair",
     "mw52",
     "mw54",
+    "perturbation_wells",
     "u_kn",
 ]

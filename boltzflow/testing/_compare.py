@@ -64,7 +64,7 @@ def tangent(state: State) -> Float[Tensor, "batch entries d"]:
     """Orthonormal directions along which the floating-point fields can move, over their flattened entries.
 
     All entries are free unless the Space has fewer dimensions than entries: unit vectors ("sphere") and positions
-    (N, D) of zero mean are understood.
+    (…, N, D) of zero mean are understood.
 
     Raises:
         ValueError: If a Space with a smaller dimension is neither.
@@ -89,11 +89,13 @@ def _tangent_of(name: str, value: Tensor, space: Space) -> Tensor:
         vectors = value.double().reshape(-1, k, 1)
         directions = torch.linalg.qr(vectors, mode="complete").Q[:, :, 1:].reshape(n, entries // k, k, k - 1)
         return torch.stack([torch.block_diag(*row) for row in directions])
-    if len(space.shape) == 2 and space.dimension == entries - space.shape[1]:
-        size, dim = space.shape
+    if len(space.shape) > 1 and space.dimension == entries - entries // space.shape[-2]:
+        *sets, size, dim = space.shape
         centred = torch.eye(size, dtype=torch.float64) - 1 / size
         basis = torch.linalg.eigh(centred).eigenvectors[:, 1:].contiguous().to(value.device)
-        return torch.kron(basis, torch.eye(dim, dtype=torch.float64, device=value.device)).expand(n, -1, -1)
+        one_set = torch.kron(basis, torch.eye(dim, dtype=torch.float64, device=value.device))
+        many = torch.eye(math.prod(sets), dtype=torch.float64, device=value.device)
+        return torch.kron(many, one_set).expand(n, -1, -1)
     raise ValueError(
         f"field {name!r}: {space.dimension} of {entries} entries are free on a {space.kind!r}; "
         "only unit vectors and mean-free positions are understood here."

@@ -5,7 +5,10 @@ from boltzflow.transitions.block import BlockToInternal
 from boltzflow.transitions.coupling import Conditioner, SplineCoupling, alternating_masks
 from boltzflow.transitions.elementwise import ElementwiseSpline
 from boltzflow.transitions.euler_flow import EulerFlow
+from boltzflow.transitions.flow_noise import DrawNoise, DropNoise
+from boltzflow.transitions.flow_perturbation import FlowPerturbation, PerturbedFlow
 from boltzflow.transitions.hmc import HMC
+from boltzflow.transitions.hutchinson_flow import ApproximateHutchinsonFlow
 from boltzflow.transitions.internal import InternalToCartesian
 from boltzflow.transitions.langevin import OverdampedLangevin
 from boltzflow.transitions.mala import MALA
@@ -39,21 +42,26 @@ __all__ = [
     "OBABO",
     "Affine",
     "AffineCoupling",
+    "ApproximateHutchinsonFlow",
     "BatchStep",
     "Bijection",
     "BlockToInternal",
     "Conditioner",
     "DetailedBalance",
+    "DrawNoise",
     "DrawVelocities",
+    "DropNoise",
     "DropVelocities",
     "ElementwiseSpline",
     "EulerFlow",
+    "FlowPerturbation",
     "InternalToCartesian",
     "MetropolisKernel",
     "OverdampedLangevin",
     "ParticleDisplacement",
     "ParticleEnergies",
     "ParticleMove",
+    "PerturbedFlow",
     "RandomWalkMetropolis",
     "RigidMove",
     "SpeciesSwap",

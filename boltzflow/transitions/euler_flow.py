@@ -32,7 +32,7 @@ class EulerFlow(Bijection):
     Args:
         field: The velocities.
         n_steps: Steps.
-        name: Name of the State's field of positions (batch, N, D).
+        name: Name of the State's field of positions (batch, N, D), or of a flat one (batch, d).
 
     References:
         Invertible Residual Networks (Behrmann et al., 2019), https://arxiv.org/abs/1811.00995; normalising flows along
@@ -87,21 +87,21 @@ class EulerFlow(Bijection):
         sign, log_det = torch.linalg.slogdet(matrix)
         return torch.where(sign > 0, log_det, torch.nan)
 
-    def _solved(self, y: Float[Tensor, "batch particles dim"], t: float) -> Float[Tensor, "batch particles dim"]:
+    def _solved(self, y: Float[Tensor, "batch *event"], t: float) -> Float[Tensor, "batch *event"]:
         """The point x with x + v(x, t)/n = y, by Newton's method; NaN where it does not converge."""
         tolerance = 64 * torch.finfo(y.dtype).eps
         with torch.no_grad():
-            scale = 1.0 + y.abs().amax((1, 2))
+            scale = 1.0 + y.abs().flatten(1).amax(1)
             x, converged = y, torch.zeros(len(y), dtype=torch.bool, device=y.device)
             for _ in range(MAX_NEWTON):
                 v, jacobian = self.field.velocity_and_jacobian(x, t)
                 step = self._newton_step(x + v / self.n_steps - y, jacobian)
-                size = step.abs().amax((1, 2))
-                x = torch.where((converged | ~torch.isfinite(size))[:, None, None], x, x - step)
+                size = step.abs().flatten(1).amax(1)
+                x = torch.where(_rows(converged | ~torch.isfinite(size), x), x, x - step)
                 converged = converged | (size <= tolerance * scale)
                 if bool(converged.all()):
                     break
-            x = torch.where(converged[:, None, None], x, torch.nan)
+            x = torch.where(_rows(converged, x), x, torch.nan)
         if not torch.is_grad_enabled():
             return x
         # one more step, of length zero, has the derivatives of the solution by y and by the parameters
@@ -117,6 +117,10 @@ class EulerFlow(Bijection):
     def extra_repr(self) -> str:
         """Steps and the field of the State."""
         return f"n_steps={self.n_steps}, name={self.name!r}"
+
+
+def _rows(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(-1, *[1] * (like.ndim - 1))
 
 
 class _PositiveLogDet(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """Velocities as auxiliary fields: drawn at the start of a path and given up at its end, with one density for both."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -10,7 +11,7 @@ from boltzflow.state import Space, State
 from boltzflow.transitions.metropolis import centred_normal
 from boltzflow.transitions.transition import Transition
 
-__all__ = ["VELOCITY", "DrawVelocities", "DropVelocities", "flipped", "velocity_fields"]
+__all__ = ["VELOCITY", "DrawVelocities", "DropVelocities", "flipped", "normal_energy", "velocity_fields"]
 
 VELOCITY = "_velocity"
 """Suffix of the name of a field of velocities."""
@@ -36,13 +37,17 @@ def _with_velocities(state: State, run: Run) -> State:
     return State(joint.fields, joint.spaces, state.evaluations)
 
 
-def _energy(state: State) -> Float64[Tensor, " batch"]:
-    """Minus the log-density of the velocities, normalised on their space."""
+def normal_energy(state: State, names: Sequence[str]) -> Float64[Tensor, " batch"]:
+    """Minus the log-density of standard normal fields, normalised on their spaces."""
     total = torch.zeros(len(state), dtype=torch.float64, device=state.device)
-    for name in velocity_fields(state):
+    for name in names:
         constant = 0.5 * state.spaces[name].dimension * math.log(2 * math.pi)
         total = total + 0.5 * state[name].double().flatten(1).square().sum(1) + constant
     return total
+
+
+def _energy(state: State) -> Float64[Tensor, " batch"]:
+    return normal_energy(state, velocity_fields(state))
 
 
 def _without_velocities(state: State) -> State:
