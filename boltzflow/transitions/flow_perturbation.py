@@ -53,9 +53,7 @@ class FlowPerturbation(ImplicitSteps, Bijection):
         2.756816
     """
 
-    def __init__(
-        self, field: VectorField, *, n_steps: int = 1, per_step: bool = True, name: str = "positions"
-    ) -> None:
+    def __init__(self, field: VectorField, *, n_steps: int = 1, per_step: bool = True, name: str = "positions") -> None:
         super().__init__(field, n_steps=n_steps, name=name)
         self.per_step = per_step
         self.n_noises = n_steps if per_step else 1

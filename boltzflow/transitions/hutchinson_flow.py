@@ -74,9 +74,7 @@ class ApproximateHutchinsonFlow(ImplicitSteps):
             x = self.back(x, k, space)
         return state.replace(**{self.name: x}), ratio
 
-    def _log_det(
-        self, y: Float[Tensor, "batch *event"], k: int, space: Space, run: Run
-    ) -> Float64[Tensor, " batch"]:
+    def _log_det(self, y: Float[Tensor, "batch *event"], k: int, space: Space, run: Run) -> Float64[Tensor, " batch"]:
         noise = centred_directions(y, space, self.n_probes, run)
         if self.probes == "rademacher":
             if not moves_centre(space):
@@ -86,6 +84,8 @@ class ApproximateHutchinsonFlow(ImplicitSteps):
                 )
             noise = noise.sign()
         # e − A e is ∂v/∂x e / n
-        quadratic = torch.stack([(e * (e - self.pull(y, e, k, space))).double().flatten(1).sum(1) for e in noise.unbind(1)])
+        quadratic = torch.stack(
+            [(e * (e - self.pull(y, e, k, space))).double().flatten(1).sum(1) for e in noise.unbind(1)]
+        )
         mean = quadratic.mean(0)
         return mean - 0.5 * quadratic.var(0) / self.n_probes if self.minus_half_variance else mean

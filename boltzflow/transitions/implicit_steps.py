@@ -24,7 +24,8 @@ class ImplicitSteps(Transition):
     such a product in each of as many iterations as the fixed point x_{k+1} takes here, at an evaluation of v each.
 
     Fixed-point iteration ends at round-off and converges only where v/n contracts: 1 − ∂v/∂x/n then has a positive
-    determinant. Rows that do not converge are failures of the model, with a log-ratio of NaN; more steps are the remedy.
+    determinant. Rows that do not converge are failures of the model, with a log-ratio of NaN; more steps are the
+    remedy.
 
     Positions are not wrapped into the box. Where the space of the field has no centre of mass, that of v is removed.
 
@@ -48,7 +49,9 @@ class ImplicitSteps(Transition):
         self, x: Float[Tensor, "batch *event"], k: int, space: Space
     ) -> tuple[Float[Tensor, "batch *event"], Bool[Tensor, " batch"]]:
         """Step k: the solution y of y − v(y, t_{k+1})/n = x, differentiable; and where it was found."""
-        return self._solved(lambda y: x + self._scaled(self.field(y, self._time(k)), space), x, at=None, k=k, space=space)
+        return self._solved(
+            lambda y: x + self._scaled(self.field(y, self._time(k)), space), x, at=None, k=k, space=space
+        )
 
     def back(self, y: Float[Tensor, "batch *event"], k: int, space: Space) -> Float[Tensor, "batch *event"]:
         """The inverse of step k: y − v(y, t_{k+1})/n."""

@@ -15,7 +15,9 @@ def small():
     turn = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
     rotations = torch.stack([torch.eye(2), turn])
     variances = torch.tensor([[1.0, 0.2], [0.3, 2.0]])
-    return CorrelatedMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), rotations, variances, weights=torch.tensor([1, 3]))
+    return CorrelatedMixture(
+        torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), rotations, variances, weights=torch.tensor([1.0, 3.0])
+    )
 
 
 def test_contract():

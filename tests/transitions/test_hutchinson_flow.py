@@ -58,9 +58,7 @@ def test_half_the_variance_corrects_most_of_it():
     state = points(20_000)
     bias = {}
     for corrected in (False, True):
-        flow = ApproximateHutchinsonFlow(
-            Shear(), n_steps=STEPS, n_probes=3, minus_half_variance=corrected, name="x"
-        )
+        flow = ApproximateHutchinsonFlow(Shear(), n_steps=STEPS, n_probes=3, minus_half_variance=corrected, name="x")
         with torch.no_grad():
             bias[corrected] = float(flow(state, Run(make_rng(3)))[1].exp().mean()) - 1.0
     assert bias[False] > 0.05
