@@ -116,6 +116,21 @@ class PairField(VectorField):
         f, slope = self._strength(d, t)
         return self._gathered([f * c for c in r]), self._blocks(r, f, slope / d)
 
+    def jvp(
+        self,
+        positions: Float[Tensor, "batch particles dim"],
+        tangent: Float[Tensor, "batch particles dim"],
+        t: float | Float[Tensor, " batch"] = 0.0,
+    ) -> tuple[Float[Tensor, "batch particles dim"], Float[Tensor, "batch particles dim"]]:
+        """The velocities, and Σ_j (f e_ij + f'/r (r·e_ij) r) with e_ij the difference of the tangents."""
+        r, d = self._separations(positions)
+        f, slope = self._strength(d, t)
+        components = tangent.permute(2, 1, 0).contiguous()
+        e = [c.index_select(0, self._first) - c.index_select(0, self._second) for c in components]
+        along = slope / d * sum(a * b for a, b in zip(r, e, strict=True))
+        pushed = [f * b + along * a for a, b in zip(r, e, strict=True)]
+        return self._gathered([f * c for c in r]), self._gathered(pushed)
+
     def strength(self, distances: Float[Tensor, " n"], t: float = 0.0) -> Float[Tensor, "kinds n"]:
         """The function f of every kind of pair at given distances, (kinds, n)."""
         g = self._gaussians(distances[:, None])[..., 0]

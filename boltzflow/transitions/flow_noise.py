@@ -1,7 +1,5 @@
 """Noise of flow perturbation as an auxiliary field: drawn at the start of a path and given up at its end."""
 
-import torch
-
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.run import Run
 from boltzflow.state import Space, State
@@ -34,7 +32,7 @@ def require_isotropic(what: str, noise: str) -> None:
 def centred_directions(
     like: Float[Tensor, "batch *event"], space: Space, n: int, run: Run
 ) -> Float[Tensor, "batch n *event"]:
-    """n standard normal directions in the space of a field: without their means where it excludes translations."""
+    """Standard normal directions in the space of a field: without their means where it excludes translations."""
     noise = run.normal(like.detach()[:, None].expand(-1, n, *like.shape[1:]))
     return noise if moves_centre(space) else noise - noise.mean(-2, keepdim=True)
 

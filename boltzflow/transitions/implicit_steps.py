@@ -17,7 +17,7 @@ MAX_ITERATIONS = 100
 
 
 class ImplicitSteps(Transition):
-    """n steps x_k → x_{k+1} with x_{k+1} − v(x_{k+1}, t_{k+1})/n = x_k, t_k = k/n; what weighs them is up to subclasses.
+    """Steps x_k → x_{k+1} with x_{k+1} − v(x_{k+1}, t_{k+1})/n = x_k, t_k = k/n; subclasses say what weighs them.
 
     A step that is the inverse of an explicit one, because flow perturbation needs A = ∂x_k/∂x_{k+1}: of the explicit
     inverse that is one Jacobian-vector product. Along explicit steps A e would be the solution of a linear system, with

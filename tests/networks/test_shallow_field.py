@@ -35,11 +35,13 @@ def test_products_with_the_jacobian(default):
     torch.testing.assert_close(pushed, (made.jacobian(x, 0.3) @ tangent[..., None])[..., 0])
 
 
-def test_products_of_a_field_of_particles():
-    made = PairField([0, 0, 1], 2, reach=3.0).double()
+@pytest.mark.parametrize("default", [True, False])
+@pytest.mark.parametrize("where", [{"reach": 3.0}, {"box": 2.5}])
+def test_products_of_a_field_of_particles(default, where):
+    made = PairField([0, 0, 1], 2, **where).double()
     torch.nn.init.normal_(made.weights, generator=make_rng(1))
     x, tangent = torch.randn(2, 4, 3, 2, dtype=torch.float64, generator=make_rng(2))
-    v, pushed = made.jvp(x, tangent)
+    v, pushed = VectorField.jvp(made, x, tangent) if default else made.jvp(x, tangent)
     torch.testing.assert_close(v, made(x))
     torch.testing.assert_close(pushed.flatten(1), (made.jacobian(x) @ tangent.flatten(1)[..., None])[..., 0])
 
