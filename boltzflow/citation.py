@@ -108,8 +108,10 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "pareto_k": ("vehtari2024", "zhang2009"),
     "protocol_weights": ("shirts2008", "veach1995"),
     "reweight": ("zwanzig1954",),
+    "bulk_ess": ("vehtari2021",),
     "split_rhat": ("vehtari2021",),
     "statistical_inefficiency": ("chodera2007", "shirts2008"),
+    "tail_ess": ("vehtari2021",),
     # bases and targets
     "CorrelatedMixture": ("peng2024",),
     "Dirac": (),

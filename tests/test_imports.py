@@ -171,7 +171,7 @@ print("fine")
     assert found.stdout.strip() == "fine", found.stderr
 
 
-DISTRIBUTION_OF = {"yaml": "pyyaml", "torch_geometric": "torch-geometric"}
+DISTRIBUTION_OF = {"arviz_stats": "arviz-stats", "yaml": "pyyaml", "torch_geometric": "torch-geometric"}
 
 
 def declared():

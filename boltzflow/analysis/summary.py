@@ -10,7 +10,7 @@ from boltzflow.analysis.reference import compare
 from boltzflow.analysis.two_sided import two_sided
 from boltzflow.ensemble import Ensemble
 from boltzflow.estimate import Estimate
-from boltzflow.statistics.chains import effective_samples, split_rhat
+from boltzflow.statistics.chains import bulk_ess, effective_samples, split_rhat, tail_ess
 from boltzflow.statistics.weights import ArrayLike
 
 __all__ = ["chain_series", "summary"]
@@ -31,10 +31,10 @@ def summary(
     Returns:
         system, n, ess, ess_fraction, equal_weights (of all rows with a weight), pareto_k, log_z, log_z_error,
         normalisation, mean_reduced_energy, mean_reduced_energy_error, elbo, elbo_error, n_energy, n_force, n_nonfinite,
-        n_failed, seconds, device, seed, target, base, context, interrupted, warnings; of chains also n_chains, r_hat
-        and n_effective (of the reduced energy) and, if there was a ladder of temperatures, round_trips; with a
-        reference also forward_ess_fraction, eubo, eubo_error, eubo_minus_elbo, n_failed_reference, and where both sides
-        are of single, equally likely paths log_z_two_sided, log_z_two_sided_error and overlap.
+        n_failed, seconds, device, seed, target, base, context, interrupted, warnings; of chains also n_chains, r_hat,
+        bulk_ess, tail_ess and n_effective (of the reduced energy) and, if there was a ladder of temperatures,
+        round_trips; with a reference also forward_ess_fraction, eubo, eubo_error, eubo_minus_elbo, n_failed_reference,
+        and where both sides are of single, equally likely paths log_z_two_sided, log_z_two_sided_error and overlap.
 
     Raises:
         ValueError: If a reference comes without its paths.
@@ -131,9 +131,12 @@ def _of_chains(ensemble: Ensemble, attempt: Callable[[str, Callable[[], Any]], A
     """How well the chains have mixed, by their energy."""
     chains = chain_series(ensemble, ensemble.reduced_energies)
     length = min(len(chain) for chain in chains)
+    equal = [chain[:length] for chain in chains]
     found = {
         "n_chains": len(chains),
-        "r_hat": _finite(attempt("r_hat", lambda: split_rhat([chain[:length] for chain in chains]))),
+        "r_hat": _finite(attempt("r_hat", lambda: split_rhat(equal))),
+        "bulk_ess": attempt("bulk_ess", lambda: bulk_ess(equal)),
+        "tail_ess": attempt("tail_ess", lambda: tail_ess(equal)),
         "n_effective": attempt("n_effective", lambda: effective_samples(chains)),
     }
     simulation = ensemble.provenance.extra.get("simulation") or {}
@@ -146,6 +149,8 @@ def _of_ladders(simulation: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "n_chains": simulation["mbar"]["n_ladders"],
         "r_hat": _finite(series["split_r_hat"]),
+        "bulk_ess": _finite(series.get("bulk_ess")),  # of files from before these were recorded None
+        "tail_ess": _finite(series.get("tail_ess")),
         "n_effective": series["n_effective"],
         "round_trips": simulation["round_trips"],
     }

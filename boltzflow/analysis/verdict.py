@@ -167,6 +167,14 @@ def _chain_checks(found: Mapping[str, Any]) -> list[Check]:
         else:
             level, text = "good", "frames that are as good as independent, by the correlation of the energy"
         checks.append(Check("effective frames", value, level, text))
+    if found.get("bulk_ess") is not None and found.get("tail_ess") is not None:
+        few = min(found["bulk_ess"], found["tail_ess"]) < FEW
+        level = "caution" if few else "good"
+        text = (
+            f"{f'fewer than {FEW:.0f}' if few else 'enough'} for the centre or the 5 % and 95 % quantiles of the energy"
+        )
+        value = f"{_count(found['bulk_ess'])} bulk, {_count(found['tail_ess'])} tail"
+        checks.append(Check("effective energies", value, level, text))
     if found["n_chains"] == 1:
         text = "one chain can only be compared with itself: a state that it never reached would not show"
         checks.append(Check("chains", "1", "caution", text))

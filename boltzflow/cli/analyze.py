@@ -106,6 +106,8 @@ def _lines(found: dict[str, Any], ensemble: Ensemble, file: Path) -> list[str]:
         )
     if found["mean_reduced_energy"] is not None:
         rows.append(("mean energy", f"{_number(found, 'mean_reduced_energy')} kT"))
+    if found.get("bulk_ess") is not None:
+        rows.append(("chains' ESS", f"{found['bulk_ess']:.0f} bulk, {found['tail_ess']:.0f} tail, of the energy"))
     rows.append(("evaluations", f"{found['n_energy']} energies, {found['n_force']} forces"))
     rows.append(("weight zero", f"{found['n_nonfinite']} infinite energies, {found['n_failed']} model failures"))
     rows.append(("time", f"{found['seconds']:.1f} s"))

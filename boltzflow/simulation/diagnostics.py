@@ -5,7 +5,7 @@ import math
 import torch
 
 from boltzflow._typing import Bool, Float, Tensor
-from boltzflow.statistics.chains import statistical_inefficiency
+from boltzflow.statistics.chains import bulk_ess, split_rhat, statistical_inefficiency, tail_ess
 
 __all__ = ["entries", "independent_visits", "series_diagnostics", "split_r_hat"]
 
@@ -24,19 +24,10 @@ def split_r_hat(series: Float[Tensor, "n_frames n_chains"]) -> float:
 
     Raises:
         ValueError: If there are fewer than four frames.
-
-    References:
-        Gelman et al., Bayesian Data Analysis, 3rd ed., section 11.4.
     """
-    half = series.shape[0] // 2
-    if half < 2:
+    if series.shape[0] < 4:
         raise ValueError(f"split_r_hat: expected at least 4 frames, got {series.shape[0]}.")
-    halves = torch.cat([series[:half], series[-half:]], dim=1).double()
-    within = float(halves.var(0).mean())
-    between = float(halves.mean(0).var())
-    if within == 0.0:
-        return math.inf if between > 0.0 else math.nan
-    return math.sqrt((half - 1) / half + between / within)
+    return split_rhat(series.T, ranked=False)
 
 
 def independent_visits(inside: Bool[Tensor, "n_frames n_chains"]) -> float:
@@ -56,7 +47,7 @@ def entries(inside: Bool[Tensor, "n_frames n_chains"]) -> int:
 
 
 def series_diagnostics(series: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Mean, statistical inefficiency, effective number of samples and split R-hat of every series.
+    """Mean, statistical inefficiency, effective numbers of samples (by it, of bulk and tails) and split R-hat.
 
     Args:
         series: Name to (n_records, n_chains), finite.
@@ -68,6 +59,8 @@ def series_diagnostics(series: dict[str, Tensor]) -> dict[str, dict[str, float]]
             "mean": float(x.double().mean()),
             "statistical_inefficiency": g,
             "n_effective": x.numel() / g,
+            "bulk_ess": bulk_ess(x.T) if x.shape[0] >= 4 else math.nan,
+            "tail_ess": tail_ess(x.T) if x.shape[0] >= 4 else math.nan,
             "split_r_hat": split_r_hat(x) if x.shape[0] >= 4 else math.nan,
         }
     return found

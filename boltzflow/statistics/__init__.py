@@ -1,7 +1,7 @@
 """Estimators: log-weights and energies in, Estimates with errors between independent groups out."""
 
 from boltzflow.statistics.bar import MBARResult, bar, bar_overlap, mbar
-from boltzflow.statistics.chains import effective_samples, split_rhat, statistical_inefficiency
+from boltzflow.statistics.chains import bulk_ess, effective_samples, split_rhat, statistical_inefficiency, tail_ess
 from boltzflow.statistics.families import FamilyStatistics, family_statistics
 from boltzflow.statistics.groups import GroupError, Groups
 from boltzflow.statistics.means import elbo, eubo, exp_free_energy, expectation, log_z
@@ -23,6 +23,7 @@ __all__ = [
     "ProtocolWeights",
     "bar",
     "bar_overlap",
+    "bulk_ess",
     "effective_samples",
     "elbo",
     "eubo",
@@ -39,5 +40,6 @@ __all__ = [
     "protocol_weights",
     "split_rhat",
     "statistical_inefficiency",
+    "tail_ess",
     "weighted_quantile",
 ]

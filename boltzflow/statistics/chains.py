@@ -1,15 +1,14 @@
-"""Correlated chains: statistical inefficiency, effective number of samples, split R-hat."""
+"""Correlated chains: statistical inefficiency, effective number of samples, split R-hat, bulk and tail ESS."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from boltzflow.statistics._pymbar import quiet_pymbar
 from boltzflow.statistics.weights import ArrayLike, to_numpy
 
-__all__ = ["effective_samples", "split_rhat", "statistical_inefficiency"]
+__all__ = ["bulk_ess", "effective_samples", "split_rhat", "statistical_inefficiency", "tail_ess"]
 
 
 def statistical_inefficiency(chains: Sequence[ArrayLike]) -> float:
@@ -43,40 +42,83 @@ def effective_samples(chains: Sequence[ArrayLike]) -> float:
     return sum(len(c) for c in chains) / statistical_inefficiency(chains)
 
 
-def split_rhat(chains: ArrayLike | Sequence[ArrayLike]) -> float:
-    """Rank-normalised split R-hat of one observable, the larger of bulk and tail.
+def split_rhat(chains: ArrayLike | Sequence[ArrayLike], *, ranked: bool = True) -> float:
+    """Split R-hat of one observable, by arviz-stats.
 
     Args:
-        chains: Shape (n_chains, n_frames), n_frames >= 4; one chain is allowed, as its halves are compared.
+        chains: Shape (n_chains, n_frames), n_frames >= 4; the halves of a single chain count as two.
+        ranked: Rank-normalised, the larger of bulk and tail; False compares means, which serves indicators of rare
+            regions that some halves never visit.
 
     Returns:
-        R-hat; below 1.01 the chains agree. +inf where a half chain never changes while others do, or none does.
+        R-hat; below 1.01 the chains agree. +inf where no half of a chain ever changes but they differ; where nothing
+        varies at all +inf, or NaN if not ranked.
+
+    References:
+        Vehtari et al., Bayesian Analysis 16, 667 (2021), section 4; Gelman et al., Bayesian Data Analysis, 3rd ed.,
+        section 11.4.
+    """
+    values = _equally_long("split_rhat", chains)
+    half = values.shape[1] // 2
+    if len(values) == 1:
+        values = np.stack([values[0, :half], values[0, -half:]])
+        half //= 2
+    if np.ptp(values) == 0:
+        return np.inf if ranked else np.nan
+    if np.all(np.ptp(values[:, :half], axis=1) == 0) and np.all(np.ptp(values[:, -half:], axis=1) == 0):
+        return np.inf
+    return float(_arviz().rhat(values, method="rank" if ranked else "split"))
+
+
+def bulk_ess(chains: ArrayLike | Sequence[ArrayLike]) -> float:
+    """Effective number of frames for the centre of the distribution of an observable, by arviz-stats.
+
+    Args:
+        chains: Shape (n_chains, n_frames), n_frames >= 4.
+
+    Returns:
+        The number over all chains; that of the chains where nothing varies.
 
     References:
         Vehtari et al., Bayesian Analysis 16, 667 (2021), section 4.
     """
+    return _ess("bulk_ess", chains, method="bulk")
+
+
+def tail_ess(chains: ArrayLike | Sequence[ArrayLike]) -> float:
+    """Effective number of frames for the 5 % and 95 % quantiles of an observable, the smaller one, by arviz-stats.
+
+    Args:
+        chains: Shape (n_chains, n_frames), n_frames >= 4.
+
+    Returns:
+        The number over all chains; that of the chains where nothing varies.
+
+    References:
+        Vehtari et al., Bayesian Analysis 16, 667 (2021), section 4.
+    """
+    return _ess("tail_ess", chains, method="tail", prob=(0.05, 0.95))
+
+
+def _ess(name: str, chains: ArrayLike | Sequence[ArrayLike], **options: Any) -> float:
+    values = _equally_long(name, chains)
+    # of constants arviz says that every frame is independent
+    return float(len(values)) if np.ptp(values) == 0 else float(_arviz().ess(values, **options))
+
+
+def _equally_long(name: str, chains: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
     values = np.stack([to_numpy(c) for c in chains])
     if values.ndim != 2 or values.shape[1] < 4:
         raise ValueError(
-            f"split_rhat: expected chains of shape (n_chains, n_frames) with n_frames >= 4, got {values.shape}."
+            f"{name}: expected chains of shape (n_chains, n_frames) with n_frames >= 4, got {values.shape}."
         )
     if not np.all(np.isfinite(values)):
-        raise ValueError("split_rhat: a chain holds NaN or inf; drop or repair those frames.")
-    half = values.shape[1] // 2
-    halves = np.concatenate([values[:, :half], values[:, -half:]])
-    if np.any(np.ptp(halves, axis=1) == 0):
-        return np.inf
-    return max(_rhat(_normal_scores(halves)), _rhat(_normal_scores(np.abs(halves - np.median(halves)))))
+        raise ValueError(f"{name}: a chain holds NaN or inf; drop or repair those frames.")
+    return values
 
 
-def _normal_scores(values: np.ndarray) -> np.ndarray:
-    """Normal quantiles of the fractional ranks (Blom)."""
-    return ndtri((rankdata(values).reshape(values.shape) - 0.375) / (values.size + 0.25))
+def _arviz() -> Any:
+    # imports scipy.stats, which takes a while
+    from arviz_stats.base import array_stats
 
-
-def _rhat(values: np.ndarray) -> float:
-    n = values.shape[1]
-    within = np.mean(np.var(values, axis=1, ddof=1))
-    between = n * np.var(np.mean(values, axis=1), ddof=1)
-    with np.errstate(divide="ignore"):
-        return float(np.sqrt((between / within + n - 1) / n))
+    return array_stats

@@ -30,6 +30,8 @@ CHAINS = {
     "n_chains": 8,
     "r_hat": 1.003,
     "n_effective": 700.0,
+    "bulk_ess": 650.0,
+    "tail_ess": 600.0,
     "round_trips": 50,
 }
 
@@ -67,6 +69,8 @@ def test_weights_are_judged_by_their_worst_check(changes, level, words):
         ({"r_hat": 1.3}, "bad", "have not mixed"),
         ({"r_hat": None}, "caution", "too few frames"),
         ({"n_effective": 5.0}, "bad", "fewer than 10 independent frames"),
+        ({"tail_ess": 40.0}, "caution", "fewer than 100 for the centre or the 5 % and 95 %"),
+        ({"bulk_ess": None, "tail_ess": None}, "good", "chains that agree"),  # of files from before they were recorded
         ({"n_chains": 1}, "caution", "one chain can only be compared with itself"),
         ({"round_trips": 3}, "caution", "round trip"),
     ],
