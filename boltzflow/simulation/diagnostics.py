@@ -2,8 +2,6 @@
 
 import math
 
-import torch
-
 from boltzflow._typing import Bool, Float, Tensor
 from boltzflow.statistics.chains import bulk_ess, split_rhat, statistical_inefficiency, tail_ess
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from arviz_stats.base import array_stats
 import torch
+from arviz_stats.base import array_stats
 
 from boltzflow.errors import NonFiniteEnergyError
 from boltzflow.statistics.means import weight_warnings
