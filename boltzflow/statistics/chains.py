@@ -58,7 +58,7 @@ def split_rhat(chains: ArrayLike | Sequence[ArrayLike], *, ranked: bool = True) 
         Vehtari et al., Bayesian Analysis 16, 667 (2021), section 4; Gelman et al., Bayesian Data Analysis, 3rd ed.,
         section 11.4.
     """
-    values = _equally_long("split_rhat", chains)
+    values = _equally_long(chains)
     half = values.shape[1] // 2
     if len(values) == 1:
         values = np.stack([values[0, :half], values[0, -half:]])
@@ -82,7 +82,7 @@ def bulk_ess(chains: ArrayLike | Sequence[ArrayLike]) -> float:
     References:
         Vehtari et al., Bayesian Analysis 16, 667 (2021), section 4.
     """
-    return _ess("bulk_ess", chains, method="bulk")
+    return _ess(chains, method="bulk")
 
 
 def tail_ess(chains: ArrayLike | Sequence[ArrayLike]) -> float:
@@ -97,23 +97,21 @@ def tail_ess(chains: ArrayLike | Sequence[ArrayLike]) -> float:
     References:
         Vehtari et al., Bayesian Analysis 16, 667 (2021), section 4.
     """
-    return _ess("tail_ess", chains, method="tail", prob=(0.05, 0.95))
+    return _ess(chains, method="tail", prob=(0.05, 0.95))
 
 
-def _ess(name: str, chains: ArrayLike | Sequence[ArrayLike], **options: Any) -> float:
-    values = _equally_long(name, chains)
+def _ess(chains: ArrayLike | Sequence[ArrayLike], **options: Any) -> float:
+    values = _equally_long(chains)
     # of constants arviz says that every frame is independent
     return float(len(values)) if np.ptp(values) == 0 else float(_arviz().ess(values, **options))
 
 
-def _equally_long(name: str, chains: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
+def _equally_long(chains: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
     values = np.stack([to_numpy(c) for c in chains])
     if values.ndim != 2 or values.shape[1] < 4:
-        raise ValueError(
-            f"{name}: expected chains of shape (n_chains, n_frames) with n_frames >= 4, got {values.shape}."
-        )
+        raise ValueError(f"chains: expected the shape (n_chains, n_frames) with n_frames >= 4, got {values.shape}.")
     if not np.all(np.isfinite(values)):
-        raise ValueError(f"{name}: a chain holds NaN or inf; drop or repair those frames.")
+        raise ValueError("chains: one holds NaN or inf; drop or repair those frames.")
     return values
 
 
