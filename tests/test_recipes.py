@@ -52,6 +52,10 @@ def small(config):
         found["generator.stochastic.n_steps"] = 2
     if config.generator.is_piloted:
         found |= {f"generator.annealing.{key}": value for key, value in PILOT.items()}
+        if config.generator.annealing.base is not None:
+            found["generator.annealing.base"] = simulated(f"{config.system}@1")
+        if config.generator.annealing.maps != "none":
+            found |= {"generator.annealing.map_rows": 200, "generator.annealing.map_basis": 3}
     if config.objective.annealing.method != "none":
         found |= {f"objective.annealing.{key}": value for key, value in STAGES.items()}
     if config.objective.data is not None:
@@ -64,7 +68,7 @@ def simulated(what):
     system = load_system(what.removesuffix(".yaml").split("/systems/")[-1].split("/")[0])
     output = f"{system.name}-{what.replace('/', '_')[-40:]}.h5"
     if not os.path.exists(output):
-        narrow = () if system.box is not None else ("--max-temperature", 1.1)
+        narrow = () if system.temperature is not None and system.box is not None else ("--max-temperature", 1.1)
         run("simulate", what, *SIMULATION, *narrow, "-o", output)
     return output
 
