@@ -8,6 +8,7 @@ from boltzflow.coordinates.domain import InternalDomain
 from boltzflow.coordinates.frozen import FrozenCoordinates, frozen_coordinates
 from boltzflow.coordinates.internal import InternalCoordinateMap, InternalCoordinates
 from boltzflow.coordinates.links import fragment_links
+from boltzflow.coordinates.matching import match
 from boltzflow.coordinates.mean_free import from_mean_free, mean_free_basis, project_mean_free, to_mean_free
 from boltzflow.coordinates.sector import LabelSector
 from boltzflow.coordinates.torus import circular_difference, wrap
@@ -28,6 +29,7 @@ __all__ = [
     "fragment_links",
     "from_mean_free",
     "frozen_coordinates",
+    "match",
     "mean_free_basis",
     "project_mean_free",
     "rmsd",

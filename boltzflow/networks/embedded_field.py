@@ -1,4 +1,4 @@
-"""EmbeddedField: pair velocities whose strength knows the surroundings of both particles, with a cheap exact Jacobian."""
+"""EmbeddedField: pair velocities that know the surroundings of both particles, with a cheap exact Jacobian."""
 
 import math
 from collections.abc import Sequence

@@ -9,6 +9,7 @@ from boltzflow.objectives.cooling import Cooling
 from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.decisions import decision_term
 from boltzflow.objectives.fit_transport import TransportFit, fit_transport
+from boltzflow.objectives.flow_matching import FlowMatching
 from boltzflow.objectives.likelihood import MaximumLikelihood
 from boltzflow.objectives.log_variance import LogVariance
 from boltzflow.objectives.mass_transport import ConstrainedStep, MassTransport, constrained_step
@@ -30,6 +31,7 @@ __all__ = [
     "ConstrainedStep",
     "Cooling",
     "CoverageLikelihood",
+    "FlowMatching",
     "LogVariance",
     "MassTransport",
     "MaximumLikelihood",

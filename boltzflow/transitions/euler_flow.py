@@ -1,5 +1,7 @@
 """EulerFlow: explicit Euler steps along a vector field, weighed by the log-determinant of those very steps."""
 
+from collections.abc import Mapping
+
 import torch
 
 from boltzflow._typing import Float, Float64, Tensor
@@ -75,6 +77,28 @@ class EulerFlow(Bijection):
             x = self._solved(x, k / self.n_steps)
             ratio = ratio - self._log_det(self.field.jacobian(x, k / self.n_steps))
         return state.replace(**{self.name: x}), ratio
+
+    def forward_with_score(
+        self, state: State, run: Run, score: Mapping[str, Tensor]
+    ) -> tuple[State, Float64[Tensor, " batch"], dict[str, Tensor]]:
+        """As for every Bijection, step by step; the log-ratio has no autograd history here.
+
+        The parameters then enter by the velocities alone: no derivative of a determinant by them is ever formed.
+        """
+        x, ratio = state[self.name], torch.zeros(len(state), dtype=torch.float64, device=state.device)
+        carried = score[self.name]
+        for k in range(self.n_steps):
+            t = k / self.n_steps
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                jacobian = self.field.jacobian(leaf, t)
+                log_det = self._log_det(jacobian)
+                slope = torch.autograd.grad(log_det.sum(), leaf)[0] if log_det.requires_grad else 0.0
+            with torch.no_grad():
+                carried = self._newton_step(carried - slope, jacobian.mT)
+            x = x + self.field(x, t) / self.n_steps
+            ratio = ratio + log_det.detach()
+        return state.replace(**{self.name: x}), ratio, {**score, self.name: carried}
 
     def _matrix(self, jacobian: Tensor) -> Float64[Tensor, "batch coordinates coordinates"]:
         eye = torch.eye(jacobian.shape[1], dtype=torch.float64, device=jacobian.device)

@@ -14,7 +14,9 @@ def random_field(types, dim, **sizes):
     return field
 
 
-@pytest.mark.parametrize(("types", "dim", "permuted"), [([0, 0, 1, 1, 2], 3, [[0, 1], [2, 3]]), ([0] * 4, 2, [[0, 1, 2, 3]])])
+@pytest.mark.parametrize(
+    ("types", "dim", "permuted"), [([0, 0, 1, 1, 2], 3, [[0, 1], [2, 3]]), ([0] * 4, 2, [[0, 1, 2, 3]])]
+)
 def test_symmetries_and_closed_forms(types, dim, permuted):
     x = torch.randn(3, len(types), dim, dtype=torch.float64, generator=make_rng(2))
     check_vector_field(random_field(types, dim), x, rng=make_rng(3), permuted=permuted)

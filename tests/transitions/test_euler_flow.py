@@ -14,6 +14,7 @@ from boltzflow.targets import MeanFreeGaussian, Target
 from boltzflow.targets.target import Base
 from boltzflow.testing import check_transition
 from boltzflow.transitions import EulerFlow
+from boltzflow.transitions.transition import Bijection
 
 TYPES = [0, 0, 1, 1]
 
@@ -159,3 +160,15 @@ def test_a_generator_of_folds_raises():
 def test_no_step_is_refused():
     with pytest.raises(ValueError, match="n_steps"):
         EulerFlow(Swirl(), n_steps=0)
+
+
+@pytest.mark.parametrize("make", [lambda: flow(std=0.1, n_steps=2, box=3.0), lambda: EulerFlow(Swirl(), n_steps=2)])
+def test_scores_are_those_of_any_bijection(make):
+    made, state = make(), in_a_box()
+    score = {"positions": torch.randn(5, len(TYPES), 2, dtype=torch.float64, generator=make_rng(4))}
+    y, ratio, found = made.forward_with_score(state, run(), score)
+    expected_y, expected_ratio, expected = Bijection.forward_with_score(made, state, run(), score)
+    torch.testing.assert_close(y["positions"], expected_y["positions"])
+    torch.testing.assert_close(ratio, expected_ratio.detach())
+    torch.testing.assert_close(found["positions"], expected["positions"], rtol=1e-9, atol=1e-9)
+    assert not found["positions"].requires_grad
