@@ -3,6 +3,7 @@
 from boltzflow.generators.annealed_families import annealed_family, run_pilot
 from boltzflow.generators.annealing import annealed_importance, smc
 from boltzflow.generators.blocks import BLOCKS, stochastic_block
+from boltzflow.generators.continuous_flow import continuous_flow
 from boltzflow.generators.families import build_generator, internal_spline_flow
 from boltzflow.generators.generator import Generator, GeneratorTarget, Trajectory
 from boltzflow.generators.schedule import Schedule, conditional_ess, find_schedule
@@ -18,6 +19,7 @@ __all__ = [
     "annealed_importance",
     "build_generator",
     "conditional_ess",
+    "continuous_flow",
     "find_schedule",
     "internal_spline_flow",
     "run_pilot",

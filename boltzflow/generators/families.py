@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from boltzflow.generators.annealed_families import annealed_family
+from boltzflow.generators.continuous_flow import continuous_flow
 from boltzflow.generators.generator import Generator
 from boltzflow.generators.internal import internal_coordinates
 from boltzflow.generators.stochastic_flow import stochastic_flow
@@ -44,6 +45,7 @@ def build_generator(
     families = {
         "internal_spline_flow": internal_spline_flow,
         "stochastic_flow": stochastic_flow,
+        "continuous_flow": continuous_flow,
         "smc": annealed_family,
         "annealed_importance": annealed_family,
     }

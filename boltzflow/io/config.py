@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from boltzflow.errors import FormatError, UnknownNameError, nearest
+from boltzflow.io.continuous_config import ContinuousConfig, FlowMatchingConfig
+from boltzflow.io.section import Section
 
 __all__ = [
     "AnalysisConfig",
@@ -26,11 +28,7 @@ __all__ = [
 ]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class AnnealedSamplerConfig(_Section):
+class AnnealedSamplerConfig(Section):
     """Levels and moves of the families smc and annealed_importance, from a base to the target."""
 
     base: str | None = Field(
@@ -72,7 +70,7 @@ class AnnealedSamplerConfig(_Section):
     map_rows: int = Field(1500, ge=2, description="Rows of the population on which the maps are fitted.")
 
 
-class StochasticConfig(_Section):
+class StochasticConfig(Section):
     """Stochastic blocks between the couplings of a `stochastic_flow`."""
 
     n_transforms: int = Field(3, ge=1, description="Transforms, each followed by a block; they share the couplings.")
@@ -92,10 +90,10 @@ class StochasticConfig(_Section):
     learn_levels: bool = Field(default=False, description="The levels between 0 and 1 are parameters.")
 
 
-class GeneratorConfig(_Section):
+class GeneratorConfig(Section):
     """Architecture of a Generator."""
 
-    family: Literal["internal_spline_flow", "stochastic_flow", "smc", "annealed_importance"] = Field(
+    family: Literal["internal_spline_flow", "stochastic_flow", "continuous_flow", "smc", "annealed_importance"] = Field(
         "internal_spline_flow", description="Assembled family, see boltzflow.generators."
     )
     coordinates: Literal["internal", "mixed"] = Field(
@@ -114,6 +112,7 @@ class GeneratorConfig(_Section):
     mask_seed: int = Field(0, ge=0, description="Seed of the coupling masks and of the initial weights.")
     stochastic: StochasticConfig = StochasticConfig()
     annealing: AnnealedSamplerConfig = AnnealedSamplerConfig()
+    continuous: ContinuousConfig = ContinuousConfig()
 
     @property
     def is_bijective(self) -> bool:
@@ -127,7 +126,7 @@ class GeneratorConfig(_Section):
         return self.family in ("smc", "annealed_importance")
 
 
-class AnnealingConfig(_Section):
+class AnnealingConfig(Section):
     """The way from an untrained model to the target; the terms of the objective act where it leaves them room."""
 
     method: Literal["none", "cooling", "ladder", "transport"] = Field(
@@ -172,7 +171,7 @@ class AnnealingConfig(_Section):
         return tuple(named.get(self.method, []) + cold)
 
 
-class BootstrapConfig(_Section):
+class BootstrapConfig(Section):
     """Samples of p²/q by annealing from the flow, kept and replayed (FAB); see boltzflow.objectives."""
 
     weight: float = Field(0.0, ge=0, description="Weight of the term.")
@@ -183,7 +182,7 @@ class BootstrapConfig(_Section):
     buffer_batches: int = Field(64, ge=1, description="Batches that are kept for replay.")
 
 
-class ObjectiveConfig(_Section):
+class ObjectiveConfig(Section):
     """What is minimised: a weighted sum of the terms whose weight is not 0."""
 
     likelihood: float = Field(1.0, ge=0, description="Weight of the negative log-likelihood of the data.")
@@ -209,6 +208,7 @@ class ObjectiveConfig(_Section):
     log_variance: float = Field(0.0, ge=0, description="Weight of ½ Var(log w) on the model's own paths.")
     log_dispersion: float = Field(0.0, ge=0, description="Weight of ½ Var(log w) on the data.")
     bootstrap: BootstrapConfig = BootstrapConfig()
+    flow_matching: FlowMatchingConfig = FlowMatchingConfig()
     annealing: AnnealingConfig = AnnealingConfig()
     data: str | None = Field(None, description="Ensemble file with training frames; None = what ships with the system.")
 
@@ -226,11 +226,12 @@ class ObjectiveConfig(_Section):
             "ChiSquared": self.chi_squared,
             "LogVariance": self.log_variance + self.log_dispersion,
             "AnnealedBootstrap": self.bootstrap.weight,
+            "FlowMatching": self.flow_matching.weight,
         }
         return (*(name for name, weight in weights.items() if weight > 0), *self.annealing.methods)
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """The optimisation loop."""
 
     steps: int = Field(10_000, ge=1)
@@ -261,7 +262,7 @@ class TrainingConfig(_Section):
     )
 
 
-class SamplingConfig(_Section):
+class SamplingConfig(Section):
     """How ensembles are drawn."""
 
     n: int = Field(20_000, ge=1)
@@ -270,7 +271,7 @@ class SamplingConfig(_Section):
     dtype: Literal["float32", "float64"] = "float32"
 
 
-class SimulationConfig(_Section):
+class SimulationConfig(Section):
     """A reference by Markov chains; what is None follows from the size of the system, see boltzflow.simulation."""
 
     method: Literal["pt", "md", "neutra"] = Field(
@@ -302,14 +303,14 @@ class SimulationConfig(_Section):
     )
 
 
-class AnalysisConfig(_Section):
+class AnalysisConfig(Section):
     """What `analyze` compares with."""
 
     reference: str | None = Field(None, description="Reference ensemble file; None = what ships with the system.")
     cv: str | None = Field(None, description="Collective variable of the default profile.")
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run."""
 
     system: str

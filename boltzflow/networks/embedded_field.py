@@ -38,6 +38,8 @@ class EmbeddedField(VectorField):
         torch.Size([5, 4, 2])
     """
 
+    reflects = True
+
     def __init__(
         self,
         types: Sequence[int],
@@ -56,6 +58,7 @@ class EmbeddedField(VectorField):
                 f"EmbeddedField: expected at least 2 particles, 2 Gaussians and a positive reach, got {n}, {n_basis} "
                 f"and {reach}."
             )
+        self.types = tuple(int(kind) for kind in types)
         self.n_particles, self.n_dimensions, self.reach = n, n_dimensions, float(reach)
         self._width = self.reach / n_basis
         one_hot = torch.nn.functional.one_hot(torch.as_tensor(types, dtype=torch.long)).to(torch.get_default_dtype())

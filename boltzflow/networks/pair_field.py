@@ -45,6 +45,7 @@ class PairField(VectorField):
     """
 
     is_gradient = True
+    reflects = True
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class PairField(VectorField):
             )
         if not 0.0 <= start < reach:
             raise ValueError(f"PairField start: expected a distance in [0, {reach:.6g}), got {start}.")
+        self.types = tuple(int(kind) for kind in types)
         self.n_particles, self.n_dimensions = len(types), n_dimensions
         self.reach = float(reach)
         self.register_buffer("_edges", edges, persistent=False)

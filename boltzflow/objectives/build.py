@@ -8,6 +8,7 @@ from boltzflow.objectives.annealed_bootstrap import AnnealedBootstrap
 from boltzflow.objectives.chi_squared import ChiSquared
 from boltzflow.objectives.cooling import Cooling
 from boltzflow.objectives.coverage import CoverageLikelihood
+from boltzflow.objectives.flow_matching import FlowMatching
 from boltzflow.objectives.likelihood import MaximumLikelihood
 from boltzflow.objectives.log_variance import LogVariance
 from boltzflow.objectives.mass_transport import MassTransport
@@ -120,11 +121,14 @@ def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Obj
             terms.append((weight, LogVariance(generator, target, paths=paths)))
     if config.bootstrap.weight > 0:
         terms.append((config.bootstrap.weight, _bootstrap(generator, target, config.bootstrap)))
+    if config.flow_matching.weight > 0:
+        matching = FlowMatching(generator, pairs=config.flow_matching.pairs)
+        terms.append((config.flow_matching.weight, matching))
     if not terms:
         raise ValueError(
             "objective: every weight is 0; set objective.likelihood, coverage, reverse_kl, self_forward_kl, "
             "self_reverse_kl, path_forward_kl, path_reverse_kl, chi_squared, log_variance, "
-            "log_dispersion or bootstrap.weight above 0."
+            "log_dispersion, flow_matching.weight or bootstrap.weight above 0."
         )
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Mixture(terms)
 

@@ -29,11 +29,11 @@ class FlowMatching(Objective):
         generator: With one `EulerFlow`, of which the field is trained; what stands behind it is inverted on the data.
         pairs: "independent"; "optimal" assigns a batch by squared distances; "matched" permutes and rotates each row of
             the data towards its partner; "optimal matched" does the one and then the other.
-        permuted: Groups of interchangeable particles, for "matched".
-        rotations: "proper", or "all" where the field goes with reflections too.
+        permuted: Groups of interchangeable particles, for "matched"; None = those of one type of the field.
+        rotations: "proper", or "all" where the field goes with reflections too; None = as the field does.
 
     Raises:
-        TypeError: If the Generator has not exactly one EulerFlow.
+        TypeError: If the Generator has not exactly one EulerFlow, or its field does not say what it goes with.
 
     References:
         Flow matching (Lipman et al., 2023), https://arxiv.org/abs/2210.02747; pairs: Tong et al. (2024),
@@ -47,15 +47,23 @@ class FlowMatching(Objective):
         generator: Generator,
         *,
         pairs: Literal["independent", "optimal", "matched", "optimal matched"] = "independent",
-        permuted: Sequence[Sequence[int]] = (),
-        rotations: Literal["proper", "all"] = "proper",
+        permuted: Sequence[Sequence[int]] | None = None,
+        rotations: Literal["proper", "all"] | None = None,
     ) -> None:
         super().__init__(generator)
         flows = [k for k, t in enumerate(generator.transitions) if isinstance(t, EulerFlow)]
         if len(flows) != 1:
             raise TypeError(f"FlowMatching: expected a Generator with one EulerFlow, got {len(flows)} of them.")
         self._place = flows[0]
-        self.pairs, self.permuted, self.rotations = pairs, permuted, rotations
+        field = generator.transitions[self._place].field
+        if "matched" in pairs and (permuted is None or rotations is None) and field.types is None:
+            raise TypeError(
+                f"FlowMatching: {type(field).__name__} does not say which particles are alike; give permuted and "
+                "rotations, or pairs='optimal'."
+            )
+        self.pairs = pairs
+        self.permuted = _groups(field.types or ()) if permuted is None else permuted
+        self.rotations = rotations or ("all" if field.reflects else "proper")
 
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean squared error per coordinate."""
@@ -86,3 +94,9 @@ class FlowMatching(Objective):
         if "matched" in self.pairs:
             x1 = match(x1, x0, permuted=self.permuted, rotations=self.rotations)
         return x0, x1
+
+
+def _groups(types: Sequence[int]) -> list[list[int]]:
+    """Particles of every type that has more than one."""
+    groups = [[k for k, one in enumerate(types) if one == kind] for kind in sorted(set(types))]
+    return [group for group in groups if len(group) > 1]

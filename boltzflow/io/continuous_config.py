@@ -1,0 +1,36 @@
+"""Sections of a run configuration for flows along a velocity field, and how they are matched to data."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from boltzflow.io.section import Section
+
+__all__ = ["ContinuousConfig", "FlowMatchingConfig"]
+
+
+class ContinuousConfig(Section):
+    """The field and the steps of a `continuous_flow`."""
+
+    field: Literal["embedded", "pair"] = Field(
+        "embedded", description="embedded: pair velocities that know the surroundings; pair: of the distance alone."
+    )
+    base_scale: float = Field(1.0, gt=0, description="Standard deviation of the base.")
+    n_steps: int = Field(10, ge=1, description="Euler steps; the weights are exact whatever their number.")
+    reach: float | None = Field(
+        None, gt=0, description="Centre of the last Gaussian of the distance; None = 5 base_scale."
+    )
+    hidden: int = Field(64, ge=1, description="embedded: width of the networks.")
+    n_features: int = Field(16, ge=1, description="embedded: features of the surroundings.")
+    n_basis: int = Field(32, ge=2, description="Gaussians of the distance.")
+    n_times: int = Field(6, ge=1, description="pair: knots of time.")
+
+
+class FlowMatchingConfig(Section):
+    """Regression of the velocity field on paths from the base to data; needs no energies."""
+
+    weight: float = Field(0.0, ge=0, description="Weight of the term.")
+    pairs: Literal["independent", "optimal", "matched", "optimal matched"] = Field(
+        "optimal matched",
+        description="optimal: pairs of a batch by assignment; matched: permutes identical particles and rotates.",
+    )
