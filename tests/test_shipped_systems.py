@@ -32,7 +32,9 @@ ANALYTIC = {
     "image_chart": (2, 0.0),
     "image_face": (2, 0.0),
     "image_spiral": (2, 0.0),
+    "dw4": (6, None),
     "ka2_2d_43": (86, None),
+    "lj13": (36, None),
     "many_well_32": (32, 164.695675),
     "snf_double_well": (2, 10.293480),
 }
