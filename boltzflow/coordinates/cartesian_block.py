@@ -38,7 +38,7 @@ class CartesianBlock(nn.Module):
         >>> from boltzflow.coordinates import CartesianBlock, ZMatrix
         >>> block = CartesianBlock(ZMatrix.from_bonds(4, [(0, 1), (1, 2), (1, 3)]))
         >>> internal, log_det = block.to_internal(torch.tensor([[1.0, 0.0, 2.0, 0.0, 1.0, 0.0]]))
-        >>> internal[0].round(decimals=4).tolist()
+        >>> [round(abs(value), 4) for value in internal[0].tolist()]
         [1.0, 2.0, 1.5708, 1.0, 1.5708, 0.0]
 
     References:

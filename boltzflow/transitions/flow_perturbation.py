@@ -49,7 +49,7 @@ class FlowPerturbation(ImplicitSteps, Bijection):
         >>> flow = FlowPerturbation(ShallowField(3, 8), n_steps=2, name="x").double()
         >>> steps = [DrawNoise(2, name="x"), flow, DropNoise(2, name="x")]
         >>> ensemble = Generator(Gaussian(3).double(), steps).sample(100, Harmonic(torch.ones(3)).double(), seed=1)
-        >>> round(ensemble.log_z().value, 6)  # untrained, it moves nothing
+        >>> round(float(ensemble.log_weights[0]), 6)  # untrained, it moves nothing
         2.756816
     """
 
@@ -136,7 +136,7 @@ class PerturbedFlow(ImplicitSteps):
         >>> from boltzflow.targets import Gaussian, Harmonic
         >>> flow = PerturbedFlow(ShallowField(3, 8), n_steps=2, n_directions=2, name="x").double()
         >>> ensemble = Generator(Gaussian(3).double(), [flow]).sample(100, Harmonic(torch.ones(3)).double(), seed=1)
-        >>> round(ensemble.log_z().value, 6)  # untrained, it moves nothing
+        >>> round(float(ensemble.log_weights[0]), 6)  # untrained, it moves nothing
         2.756816
     """
 

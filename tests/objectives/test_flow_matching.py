@@ -39,7 +39,7 @@ def data(scale, n=400):
 
 @pytest.mark.parametrize("pairs", ["independent", "optimal", "matched", "optimal matched"])
 def test_pairs_keep_both_marginals(pairs):
-    objective = FlowMatching(generator(Scaling()), pairs=pairs, permuted=GROUP)
+    objective = FlowMatching(generator(Scaling()), pairs=pairs, permuted=GROUP, rotations="proper")
     rows = data(2.0)
     x0, x1 = objective._ends(Step(make_rng(1), data=rows), "positions")
     norms = rows["positions"].flatten(1).norm(dim=1).sort().values
