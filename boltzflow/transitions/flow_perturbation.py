@@ -61,11 +61,12 @@ class FlowPerturbation(ImplicitSteps, Bijection):
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """The steps in order; the log-ratio is −d Σ ln(|A e|/|e|)."""
         space, noise = self._space(state), self._noise(state)
-        x, ratio, turned = state[self.name], _zeros(state), []
+        x, drift, ratio, turned = state[self.name], 0.0, _zeros(state), []
         for block, e in zip(self._blocks(), noise.unbind(1), strict=True):
             points = []
             for k in block:
-                x, found = self.step(x, k, space)
+                y, found = self.step(x, k, space, drift=drift)
+                x, drift = y, (y - x).detach()
                 ratio = torch.where(found, ratio, torch.nan)
                 points.append(x)
             pulled = e
@@ -156,9 +157,10 @@ class PerturbedFlow(ImplicitSteps):
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """The steps in order, with directions of their own."""
         space = self._space(state)
-        x, ratio = state[self.name], _zeros(state)
+        x, drift, ratio = state[self.name], 0.0, _zeros(state)
         for k in range(self.n_steps):
-            x, found = self.step(x, k, space)
+            y, found = self.step(x, k, space, drift=drift)
+            x, drift = y, (y - x).detach()
             u = _frame(self._directions(x, space, self.n_directions, run))
             ratio = torch.where(found, ratio + self._mean(x, u, k, space), torch.nan)
         return state.replace(**{self.name: x}), ratio
