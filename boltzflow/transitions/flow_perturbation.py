@@ -115,7 +115,7 @@ class PerturbedFlow(ImplicitSteps):
     Every step has a log-ratio of log-mean-exp(−d ln |A u|) over K random orthonormal directions u. That is exact, each
     way: it is the ratio of choosing one direction with a probability that goes as |A u|^−d, which the map of
     `FlowPerturbation` turns, against drawing the turned one, mapping it back, and completing the frame at random. The
-    State carries no noise, so that the weight is that of the positions; with K = d it is close to the determinant.
+    State carries no noise, so that the weight is that of the positions; its variance falls about as 1/K.
 
     Args:
         field: The velocities.
