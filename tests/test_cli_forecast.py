@@ -63,7 +63,7 @@ def test_sizes_have_the_unit_that_fits():
 def test_json_of_the_shipped_system(monkeypatch):
     monkeypatch.setattr(module, "BUDGET", 0.05)
     monkeypatch.setattr(module, "BATCHES", (1, 4))
-    monkeypatch.setattr(module, "_training_step", lambda *_: (0.05, 1000))
+    monkeypatch.setattr(module, "_training_step", lambda *_: (0.05, 0.0, 1000))
     result = invoke("forecast", "alanine_dipeptide", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

@@ -29,7 +29,7 @@ MD = "simulate alanine_dipeptide --method md -n 60 --chains 2 --stride 5 --burn-
 SAMPLE = "sample whole-run -n 1510 --batch-size 50 --seed 3 --save-every 0"
 JOBS = [
     (PT.split(), "pt.h5", "{}.unfinished"),
-    (SHARDS.split(), "shards.h5", "{}.1.unfinished"),
+    (SHARDS.split(), "shards.h5", "{}.0.unfinished"),
     (MD.split(), "md.h5", "{}.unfinished"),
     (["train", "tiny.yaml"], "run", "{}/checkpoint.pt"),
     (SAMPLE.split(), "ensemble.h5", "{}"),
