@@ -16,8 +16,8 @@ class EmbeddedField(VectorField):
 
     One round of messages γ makes features of the surroundings of every particle, as the embedding densities of metals
     do; φ, γ and ν are small networks. It goes with translations, rotations, reflections and permutations within types.
-    Since φ is one number per pair, its derivatives by all that it sees cost one backward pass, and the exact Jacobian
-    of all N·D coordinates costs about three evaluations, whatever N: deeper networks need one pass per coordinate.
+    Since φ is one number per pair, its derivatives by all that it sees cost one backward pass: the exact Jacobian of
+    all N·D coordinates comes for a few evaluations, where deeper networks need one pass per coordinate.
 
     Args:
         types: Type of every particle, an integer each; [0] * N for identical ones.
