@@ -8,8 +8,10 @@ from boltzflow.errors import UnsupportedForceError
 from boltzflow.generators.generator import Generator
 from boltzflow.generators.normal_base import normal_base
 from boltzflow.io.config import GeneratorConfig
+from boltzflow.io.continuous_config import ContinuousConfig
 from boltzflow.networks import EmbeddedField, PairField, VectorField
 from boltzflow.transitions.euler_flow import EulerFlow
+from boltzflow.transitions.flow_perturbation import PerturbedFlow
 
 if TYPE_CHECKING:
     from boltzflow.systems import SystemFolder
@@ -22,10 +24,11 @@ def continuous_flow(system: "SystemFolder", config: GeneratorConfig) -> Generato
 
     Args:
         system: With an analytic energy of identical particles without a centre of mass.
-        config: `continuous` has the field and the steps.
+        config: `continuous` has the field, the steps, and how they are weighed.
 
     Raises:
         UnsupportedForceError: If the system is something else.
+        ValueError: If the weights are to be those of noise that is not isotropic.
 
     References:
         Equivariant Flows (Köhler, Klein, Noé, 2020), https://arxiv.org/abs/2006.02425
@@ -52,4 +55,11 @@ def continuous_flow(system: "SystemFolder", config: GeneratorConfig) -> Generato
         else:
             sizes = {"hidden": settings.hidden, "n_features": settings.n_features, "n_basis": settings.n_basis}
             field = EmbeddedField(types, n_dimensions, reach=reach, **sizes)
-    return Generator(base, [EulerFlow(field, n_steps=settings.n_steps, name=name)])
+    return Generator(base, [_steps(field, settings, name)])
+
+
+def _steps(field: VectorField, settings: ContinuousConfig, name: str) -> EulerFlow | PerturbedFlow:
+    if settings.weights == "exact":
+        return EulerFlow(field, n_steps=settings.n_steps, name=name)
+    noise = settings.perturbation
+    return PerturbedFlow(field, n_steps=settings.n_steps, n_directions=noise.directions, name=name, noise=noise.noise)

@@ -116,9 +116,10 @@ class GeneratorConfig(Section):
 
     @property
     def is_bijective(self) -> bool:
-        """Whether the Generator has a density, without stochastic blocks."""
+        """Whether the Generator has a density: no stochastic blocks, no noise in its weights, no population."""
         stochastic = self.family == "stochastic_flow" and self.stochastic.kernel != "none"
-        return not stochastic and not self.is_piloted
+        noisy = self.family == "continuous_flow" and self.continuous.weights == "perturbation"
+        return not stochastic and not noisy and not self.is_piloted
 
     @property
     def is_piloted(self) -> bool:

@@ -6,7 +6,14 @@ from pydantic import Field
 
 from boltzflow.io.section import Section
 
-__all__ = ["ContinuousConfig", "FlowMatchingConfig"]
+__all__ = ["ContinuousConfig", "FlowMatchingConfig", "PerturbationConfig"]
+
+
+class PerturbationConfig(Section):
+    """Noise of the weights of flow perturbation."""
+
+    directions: int = Field(1, ge=1, description="Orthogonal directions of every step, which are averaged.")
+    noise: str = Field("normal", description="Their distribution, which must be isotropic: normal.")
 
 
 class ContinuousConfig(Section):
@@ -17,6 +24,12 @@ class ContinuousConfig(Section):
     )
     base_scale: float = Field(1.0, gt=0, description="Standard deviation of the base.")
     n_steps: int = Field(10, ge=1, description="Euler steps; the weights are exact whatever their number.")
+    weights: Literal["exact", "perturbation"] = Field(
+        "exact",
+        description="exact: log-determinants of the Euler steps; perturbation: of backward Euler steps along the same "
+        "field, unbiased and noisy, for dimensions in which Jacobians are too slow.",
+    )
+    perturbation: PerturbationConfig = PerturbationConfig()
     reach: float | None = Field(
         None, gt=0, description="Centre of the last Gaussian of the distance; None = 5 base_scale."
     )

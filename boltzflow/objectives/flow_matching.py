@@ -12,7 +12,7 @@ from boltzflow.generators.generator import Generator
 from boltzflow.objectives.objective import Objective, Step
 from boltzflow.run import Run
 from boltzflow.state import State
-from boltzflow.transitions import EulerFlow
+from boltzflow.transitions import EulerFlow, PerturbedFlow
 
 __all__ = ["FlowMatching"]
 
@@ -26,14 +26,15 @@ class FlowMatching(Objective):
     No energy is evaluated.
 
     Args:
-        generator: With one `EulerFlow`, of which the field is trained; what stands behind it is inverted on the data.
+        generator: With one `EulerFlow` or `PerturbedFlow`, of which the field is trained; what stands behind it is
+            inverted on the data.
         pairs: "independent"; "optimal" assigns a batch by squared distances; "matched" permutes and rotates each row of
             the data towards its partner; "optimal matched" does the one and then the other.
         permuted: Groups of interchangeable particles, for "matched"; None = those of one type of the field.
         rotations: "proper", or "all" where the field goes with reflections too; None = as the field does.
 
     Raises:
-        TypeError: If the Generator has not exactly one EulerFlow, or its field does not say what it goes with.
+        TypeError: If the Generator has not exactly one such flow, or its field does not say what it goes with.
 
     References:
         Flow matching (Lipman et al., 2023), https://arxiv.org/abs/2210.02747; pairs: Tong et al. (2024),
@@ -51,9 +52,11 @@ class FlowMatching(Objective):
         rotations: Literal["proper", "all"] | None = None,
     ) -> None:
         super().__init__(generator)
-        flows = [k for k, t in enumerate(generator.transitions) if isinstance(t, EulerFlow)]
+        flows = [k for k, t in enumerate(generator.transitions) if isinstance(t, EulerFlow | PerturbedFlow)]
         if len(flows) != 1:
-            raise TypeError(f"FlowMatching: expected a Generator with one EulerFlow, got {len(flows)} of them.")
+            raise TypeError(
+                f"FlowMatching: expected a Generator with one EulerFlow or PerturbedFlow, got {len(flows)} of them."
+            )
         self._place = flows[0]
         field = generator.transitions[self._place].field
         if "matched" in pairs and (permuted is None or rotations is None) and field.types is None:
@@ -72,7 +75,7 @@ class FlowMatching(Objective):
             x0, x1 = self._ends(step, flow.name)
             t = torch.rand(len(x0), dtype=torch.float64, device=step.rng.device, generator=step.rng).to(x0)
         u = x1 - x0
-        error = (flow.field(x0 + t[:, None, None] * u, t) - u).square().flatten(1).mean(1)
+        error = (flow.field(x0 + t.reshape(-1, *[1] * (u.ndim - 1)) * u, t) - u).square().flatten(1).mean(1)
         loss = error.mean()
         return loss, {"flow_matching": loss.detach(), "path_length": u.flatten(1).norm(dim=1).mean()}
 
