@@ -4,8 +4,9 @@ from boltzflow.generators.annealed_families import annealed_family, run_pilot
 from boltzflow.generators.annealing import annealed_importance, smc
 from boltzflow.generators.blocks import BLOCKS, stochastic_block
 from boltzflow.generators.continuous_flow import continuous_flow
-from boltzflow.generators.families import build_generator, internal_spline_flow
+from boltzflow.generators.families import build_generator
 from boltzflow.generators.generator import Generator, GeneratorTarget, Trajectory
+from boltzflow.generators.internal_spline import internal_spline_flow
 from boltzflow.generators.schedule import Schedule, conditional_ess, find_schedule
 from boltzflow.generators.stochastic_flow import stochastic_flow
 

@@ -1,4 +1,4 @@
-"""Continuous flows of particles: Euler steps along an equivariant velocity field from a normal base."""
+"""Continuous flows of Cartesian positions: Euler steps along an equivariant velocity field."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,7 @@ import torch
 
 from boltzflow.errors import UnsupportedForceError
 from boltzflow.generators.generator import Generator
+from boltzflow.generators.internal_spline import internal_spline_flow
 from boltzflow.generators.normal_base import normal_base
 from boltzflow.io.config import GeneratorConfig
 from boltzflow.io.continuous_config import ContinuousConfig
@@ -20,42 +21,63 @@ __all__ = ["continuous_flow"]
 
 
 def continuous_flow(system: "SystemFolder", config: GeneratorConfig) -> Generator:
-    """Euler steps along a field that goes with permutations, rotations and reflections; weights of those very steps.
+    """Euler steps along a field that goes with rotations, of positions; the weights are those of the very steps.
+
+    Identical particles start from a normal distribution, and the field goes with their permutations and with
+    reflections. A molecule starts from an `internal_spline_flow`: without couplings (`n_couplings: 0`) that is a product
+    of marginals of internal coordinates and a linear map of the stiff ones, which knows bonds, angles and the hand of
+    every centre, and no torsion from another. Every atom is a type of its own.
 
     Args:
-        system: With an analytic energy of identical particles without a centre of mass.
-        config: `continuous` has the field, the steps, and how they are weighed.
+        system: A molecule, or an analytic energy of identical particles without a centre of mass.
+        config: `continuous` has the field, the steps, and how they are weighed; what an `internal_spline_flow` reads holds for its part.
 
     Raises:
-        UnsupportedForceError: If the system is something else.
+        UnsupportedForceError: If the system is something else, or a molecule with constraints.
         ValueError: If the weights are to be those of noise that is not isotropic.
 
     References:
         Equivariant Flows (Köhler, Klein, Noé, 2020), https://arxiv.org/abs/2006.02425
     """
-    if system.temperature is not None or system.target.measure != "mean-free":
-        raise UnsupportedForceError(
-            f"continuous_flow: expected an analytic energy of identical particles without a centre of mass, such as "
-            f"dw4; {system.name} is {'a molecule' if system.temperature is not None else 'none'}. For molecules there "
-            "is internal_spline_flow."
-        )
     settings = config.continuous
+    if system.temperature is not None:
+        if system.n_constraints:
+            raise UnsupportedForceError(
+                f"continuous_flow: velocities of single atoms leave the {system.n_constraints} constraints of "
+                f"{system.name}; use a System without constraints, or internal_spline_flow."
+            )
+        start = internal_spline_flow(system, config)
+        n_atoms = len(system.positions)
+        reach = float(torch.pdist(system.positions.double()).max()) if settings.reach is None else settings.reach
+        field = _field(list(range(n_atoms)), 3, reach, config)
+        return Generator(start.base, [*start.transitions, _steps(field, settings, "positions")])
+    if system.target.measure != "mean-free":
+        raise UnsupportedForceError(
+            f"continuous_flow: expected a molecule or an analytic energy of identical particles without a centre of "
+            f"mass, such as dw4; {system.name} is neither."
+        )
     base = normal_base(system.target, scale=settings.base_scale)
     ((name, space),) = base.fields.items()
-    n_particles, n_dimensions = space.shape
-    types = [0] * n_particles
     reach = 5.0 * settings.base_scale if settings.reach is None else settings.reach
+    field = _field([0] * space.shape[0], space.shape[1], reach, config)
+    return Generator(base, [_steps(field, settings, name)])
+
+
+def _field(types: list[int], n_dimensions: int, reach: float, config: GeneratorConfig) -> VectorField:
+    settings = config.continuous
     with torch.random.fork_rng(devices=[]):
         # initial weights are a function of the configuration alone, whatever was drawn before
         torch.manual_seed(config.mask_seed)
-        field: VectorField
         if settings.field == "pair":
-            sizes = {"n_basis": settings.n_basis, "n_times": settings.n_times}
-            field = PairField(types, n_dimensions, reach=reach, **sizes)
-        else:
-            sizes = {"hidden": settings.hidden, "n_features": settings.n_features, "n_basis": settings.n_basis}
-            field = EmbeddedField(types, n_dimensions, reach=reach, **sizes)
-    return Generator(base, [_steps(field, settings, name)])
+            return PairField(types, n_dimensions, reach=reach, n_basis=settings.n_basis, n_times=settings.n_times)
+        return EmbeddedField(
+            types,
+            n_dimensions,
+            reach=reach,
+            hidden=settings.hidden,
+            n_features=settings.n_features,
+            n_basis=settings.n_basis,
+        )
 
 
 def _steps(field: VectorField, settings: ContinuousConfig, name: str) -> EulerFlow | PerturbedFlow:

@@ -12,10 +12,11 @@ __all__ = ["EmbeddedField"]
 
 
 class EmbeddedField(VectorField):
-    """v_i = Σ_j φ(r_ij, n_i, n_j, t) (x_i − x_j) minus its mean, with surroundings n_i = ν(Σ_j γ(r_ij, t)).
+    """v_i = Σ_j φ(r_ij, n_i, n_j, n̄, t) (x_i − x_j) minus its mean, with surroundings n_i = ν(Σ_j γ(r_ij, t)).
 
     One round of messages γ makes features of the surroundings of every particle, as the embedding densities of metals
-    do; φ, γ and ν are small networks. It goes with translations, rotations, reflections and permutations within types.
+    do, and their mean n̄ tells of the whole; φ, γ and ν are small networks. It goes with translations, rotations,
+    reflections and permutations within types.
     Since φ is one number per pair, its derivatives by all that it sees cost one backward pass: the exact Jacobian of
     all N·D coordinates comes for a few evaluations, where deeper networks need one pass per coordinate.
 
@@ -61,22 +62,27 @@ class EmbeddedField(VectorField):
         self.types = tuple(int(kind) for kind in types)
         self.n_particles, self.n_dimensions, self.reach = n, n_dimensions, float(reach)
         self._width = self.reach / n_basis
-        one_hot = torch.nn.functional.one_hot(torch.as_tensor(types, dtype=torch.long)).to(torch.get_default_dtype())
         first = torch.arange(n).repeat_interleave(n - 1)
         second = torch.arange(n).expand(n, n)[~torch.eye(n, dtype=torch.bool)]
         self.register_buffer("_first", first, persistent=False)
         self.register_buffer("_second", second, persistent=False)
         self.register_buffer("_centres", torch.linspace(0.0, self.reach, n_basis), persistent=False)
         self.register_buffer("_harmonics", math.pi * torch.arange(1, n_harmonics + 1.0), persistent=False)
-        # what an edge knows of the types at its ends; nothing where there is but one type
-        ends = torch.cat([one_hot[first], one_hot[second]], 1) if one_hot.shape[1] > 1 else one_hot[first, :0]
-        self.register_buffer("_ends", ends, persistent=False)
-        n_edge = n_basis + 2 * n_harmonics + ends.shape[1]
+        kinds = torch.as_tensor(types, dtype=torch.long)
+        n_types = int(kinds.max()) + 1
+        self.register_buffer("_pairs", kinds[first] * n_types + kinds[second], persistent=False)
+        n_edge = n_basis + 2 * n_harmonics
         self.message = torch.nn.ModuleList([torch.nn.Linear(n_edge, hidden), torch.nn.Linear(hidden, n_features)])
         self.node = torch.nn.Linear(n_features, n_features)
         self.edge = torch.nn.Linear(n_edge, hidden)
+        self.pair: torch.nn.Embedding | None = None
+        if n_types > 1:
+            # what an edge knows of the types at its ends, added to the first layers of messages and edges
+            self.pair = torch.nn.Embedding(n_types**2, 2 * hidden)
+            torch.nn.init.normal_(self.pair.weight, std=0.1)
         self.of_first = torch.nn.Linear(n_features, hidden, bias=False)
         self.of_second = torch.nn.Linear(n_features, hidden, bias=False)
+        self.of_all = torch.nn.Linear(n_features, hidden, bias=False)
         self.inner = torch.nn.Linear(hidden, hidden)
         self.last = torch.nn.Linear(hidden, 1)
         torch.nn.init.zeros_(self.last.weight)
@@ -87,9 +93,9 @@ class EmbeddedField(VectorField):
     ) -> Float[Tensor, "batch particles dim"]:
         """The velocities, (batch, N, D)."""
         r, d = self._separations(positions)
-        seen, _ = self._edges(d, t)
-        _, n = self._surroundings(seen)
-        return self._velocity(r, self._strength(seen, n)[-1])
+        messages, edges, _ = self._edges(d, t)
+        _, n = self._surroundings(messages)
+        return self._velocity(r, self._strength(edges, n)[-1])
 
     def velocity_and_jacobian(
         self, positions: Float[Tensor, "batch particles dim"], t: float | Float[Tensor, " batch"] = 0.0
@@ -97,18 +103,18 @@ class EmbeddedField(VectorField):
         """Both at once, the Jacobian by the chain rule written out."""
         batch, n_particles, dim = positions.shape
         r, d = self._separations(positions)
-        seen, slope = self._edges(d, t)
-        sums, n = self._surroundings(seen)
-        outer, inner, phi = self._strength(seen, n)
+        messages, edges, slope = self._edges(d, t)
+        sums, n = self._surroundings(messages)
+        outer, inner, phi = self._strength(edges, n)
         # ∂φ by the first layer of its network
         back = (self.last.weight[0] * _silu_slope(inner)) @ self.inner.weight * _silu_slope(outer)
         by_distance = (back * (slope @ self.edge.weight[:, : slope.shape[-1]].t())).sum(-1, keepdim=True)
         by_first, by_second = back @ self.of_first.weight, back @ self.of_second.weight
+        by_all = back @ self.of_all.weight / n_particles
         direction = r / d
 
         # ∂(surroundings)/∂x: (batch, N, features, N, D)
-        pre = self.message[0](seen)
-        grown = (slope @ self.message[0].weight[:, : slope.shape[-1]].t()) * _silu_slope(pre)
+        grown = (slope @ self.message[0].weight[:, : slope.shape[-1]].t()) * _silu_slope(messages)
         grown = grown @ self.message[1].weight.t() / math.sqrt(n_particles - 1)
         change = self._square((grown[..., None] * direction[..., None, :]).flatten(2))
         change = change.unflatten(-1, (-1, dim))
@@ -117,10 +123,11 @@ class EmbeddedField(VectorField):
         slopes = _silu_slope(sums)[:, :, None, :, None]
         change = torch.einsum("bjkma,fm->bjfka", change * slopes, self.node.weight)
 
-        # how v_i hangs on the surroundings of j: through every edge those of i, through its own those of j
+        # how v_i hangs on the surroundings of j: those of i by all its edges, those of j by their own, all by the mean
         hangs = self._square((by_second[..., None] * r[..., None, :]).flatten(2)).unflatten(-1, (-1, dim))
         own = (by_first[..., None] * r[..., None, :]).unflatten(1, (n_particles, n_particles - 1)).sum(2)
-        hangs = hangs + torch.diag_embed(own.movedim(1, -1)).movedim((-2, -1), (1, 2))
+        of_all = (by_all[..., None] * r[..., None, :]).unflatten(1, (n_particles, n_particles - 1)).sum(2)
+        hangs = hangs + torch.diag_embed(own.movedim(1, -1)).movedim((-2, -1), (1, 2)) + of_all[:, :, None]
         through = hangs.permute(0, 1, 4, 2, 3).reshape(batch, n_particles * dim, -1)
         jacobian = through @ change.reshape(batch, -1, n_particles * dim)
 
@@ -147,25 +154,29 @@ class EmbeddedField(VectorField):
         # the root has no gradient at 0, where two particles coincide
         return r, squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
 
-    def _edges(self, d: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """What the networks see of every edge, and the derivative by the distance of its first columns."""
+    def _edges(self, d: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """First layers of messages and edges before their activation, and the slopes of the Gaussians."""
         z = (d - self._centres) / self._width
         gaussians = torch.exp(-0.5 * z.square())
         t = torch.as_tensor(t, dtype=d.dtype, device=d.device).reshape(-1, 1, 1)
         times = torch.cat([torch.cos(self._harmonics * t), torch.sin(self._harmonics * t)], -1)
-        shape = (len(d), d.shape[1], -1)
-        seen = torch.cat([gaussians, times.expand(shape), self._ends.expand(shape)], -1)
-        return seen, -z / self._width * gaussians
+        seen = torch.cat([gaussians, times.expand(len(d), d.shape[1], -1)], -1)
+        messages, edges = self.message[0](seen), self.edge(seen)
+        if self.pair is not None:
+            of_pair = self.pair(self._pairs)
+            messages, edges = messages + of_pair[:, : messages.shape[-1]], edges + of_pair[:, messages.shape[-1] :]
+        return messages, edges, -z / self._width * gaussians
 
-    def _surroundings(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def _surroundings(self, messages: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the messages and the features of the surroundings, (batch, N, features)."""
-        messages = self.message[1](torch.nn.functional.silu(self.message[0](seen)))
+        messages = self.message[1](torch.nn.functional.silu(messages))
         sums = messages.unflatten(1, (self.n_particles, self.n_particles - 1)).sum(2) / math.sqrt(self.n_particles - 1)
         return sums, self.node(torch.nn.functional.silu(sums))
 
-    def _strength(self, seen: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _strength(self, edges: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both hidden layers before their activation, and φ, (batch, edges, 1)."""
-        outer = self.edge(seen) + self.of_first(n)[:, self._first] + self.of_second(n)[:, self._second]
+        first = self.of_first(n) + self.of_all(n.mean(1, keepdim=True))
+        outer = edges + first[:, self._first] + self.of_second(n)[:, self._second]
         inner = self.inner(torch.nn.functional.silu(outer))
         return outer, inner, self.last(torch.nn.functional.silu(inner))
 

@@ -89,8 +89,13 @@ class FlowMatching(Objective):
         for transition in self.generator.transitions[: self._place]:
             start, _ = transition(start, run)
         x0, x1 = start[name], state[name]
-        if self.generator.base.measure == "mean-free":
-            x1 = x1 - x1.mean(1, keepdim=True)
+        if x0.ndim == 3:
+            # velocities of particles have no mean, and no part in where their centre lies
+            x0, x1 = (x - x.mean(1, keepdim=True) for x in (x0, x1))
+        if "matched" in self.pairs and not self.permuted:
+            # rotated alike, all rows can be compared with one another
+            one = x1[:1].expand_as(x1)
+            x0, x1 = (match(x, one, rotations=self.rotations) for x in (x0, x1))
         if "optimal" in self.pairs:
             cost = torch.cdist(x0.flatten(1), x1.flatten(1)).square().cpu().numpy()
             x1 = x1[torch.from_numpy(linear_sum_assignment(cost)[1]).to(x1.device)]

@@ -25,9 +25,9 @@ def test_symmetries_and_closed_forms(types, dim, permuted):
 def test_surroundings_matter():
     field = random_field([0] * 3, 2)
     x = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 50.0]], [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
-    seen, _ = field._edges(field._separations(x)[1], 0.3)
-    _, n = field._surroundings(seen)
-    phi = field._strength(seen, n)[-1]
+    messages, edges, _ = field._edges(field._separations(x)[1], 0.3)
+    _, n = field._surroundings(messages)
+    phi = field._strength(edges, n)[-1]
     assert (phi[0, 0] - phi[1, 0]).abs() > 1e-3  # the same pair, another third particle
 
 
