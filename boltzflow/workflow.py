@@ -117,7 +117,8 @@ def train(
         config: The run.
         folder: Made if it does not exist. It can be killed at any moment and resumed.
         resume: Continue from the folder's checkpoint; without one, start.
-        initial: Checkpoint whose parameters the run starts from (another stage of the same system).
+        initial: Checkpoint whose parameters the run starts from: another stage of the same system, or the spline flow
+            from which a `continuous_flow` of a molecule starts.
         progress: Whether to show a bar; by default only on a terminal.
 
     Returns:
@@ -160,7 +161,7 @@ def train(
     continues = resume and checkpoint_file.exists()
     earlier = None if continues or initial is None else _earlier_stage(initial, system, config)
     if earlier is not None:
-        earlier.load_into(generator)
+        earlier.load_into(generator, partly=earlier.config.generator.family != config.generator.family)
     trainer = Trainer(objective, settings, data=data, metrics=metrics, world=world)
     # what trained the model, as its cost, includes earlier stages and the making of the data
     methods = method_names(
@@ -212,6 +213,9 @@ def train(
 def _earlier_stage(path: str | Path, system: SystemFolder, config: RunConfig) -> Checkpoint:
     earlier = load_checkpoint(path, system)
     mine, theirs = config.generator.model_dump(), earlier.config.generator.model_dump()
+    if (config.generator.family, earlier.config.generator.family) == ("continuous_flow", "internal_spline_flow"):
+        # the one stands before the other
+        mine, theirs = ({k: v for k, v in d.items() if k not in ("family", "continuous")} for d in (mine, theirs))
     if mine != theirs:
         changed = "; ".join(differences(mine, theirs))
         raise CheckpointMismatchError(f"{path}: is of another generator ({changed}); give both runs the same one.")

@@ -64,17 +64,20 @@ class Checkpoint:
     versions: Mapping[str, str] = field(default_factory=dict)
     methods: tuple[str, ...] = ()
 
-    def load_into(self, generator: torch.nn.Module, *, averaged: bool = True) -> None:
+    def load_into(self, generator: torch.nn.Module, *, averaged: bool = True, partly: bool = False) -> None:
         """Copy the parameters into a Generator that was built from `config.generator`.
 
         Args:
             generator: Receives the parameters; its dtype and device stay.
             averaged: Whether to use the moving average where there is one.
+            partly: Whether the Generator may have further parameters, which stay.
 
         Raises:
             CheckpointMismatchError: If names or shapes differ.
         """
         values = {**self.parameters, **(self.averaged if averaged else {})}
+        if partly:
+            values = {**generator.state_dict(), **values}
         try:
             generator.load_state_dict(values)
         except RuntimeError as error:
