@@ -24,13 +24,14 @@ def continuous_flow(system: "SystemFolder", config: GeneratorConfig) -> Generato
     """Euler steps along a field that goes with rotations, of positions; the weights are those of the very steps.
 
     Identical particles start from a normal distribution, and the field goes with their permutations and with
-    reflections. A molecule starts from an `internal_spline_flow`: without couplings (`n_couplings: 0`) that is a product
-    of marginals of internal coordinates and a linear map of the stiff ones, which knows bonds, angles and the hand of
-    every centre, and no torsion from another. Every atom is a type of its own.
+    reflections. A molecule starts from an `internal_spline_flow`; without couplings (`n_couplings: 0`) that is a
+    product of marginals of internal coordinates and a linear map of the stiff ones: it knows bonds, angles and the
+    hand of every centre, and nothing that torsions do to one another. Every atom is then a type of its own.
 
     Args:
         system: A molecule, or an analytic energy of identical particles without a centre of mass.
-        config: `continuous` has the field, the steps, and how they are weighed; what an `internal_spline_flow` reads holds for its part.
+        config: `continuous` has the field, the steps, and how they are weighed; an `internal_spline_flow` reads
+            the rest.
 
     Raises:
         UnsupportedForceError: If the system is something else, or a molecule with constraints.

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from boltzflow.cli import sample  # noqa: F401
 from boltzflow.cli.app import app
 from boltzflow.ensemble import Ensemble
+from boltzflow.errors import CheckpointMismatchError, UnsupportedForceError
 from boltzflow.generators import build_generator
 from boltzflow.io.checkpoint import save_checkpoint
 from boltzflow.io.config import parse_config
@@ -17,6 +18,7 @@ from boltzflow.state import State
 from boltzflow.systems import load_system
 from boltzflow.targets import MeanFreeGaussian
 from boltzflow.transitions import EulerFlow, PerturbedFlow
+from boltzflow.workflow import train
 
 N, D = 4, 2
 
@@ -109,3 +111,59 @@ def test_a_run_whose_noise_is_not_isotropic_is_refused(tmp_path):
 def test_noise_that_is_not_isotropic_is_refused(noise, why):
     with pytest.raises(ValueError, match=why):
         generator(weights="perturbation", perturbation={"noise": noise})
+
+
+def molecule_flow(field, **continuous):
+    sizes = {"field": field, "n_steps": 2, "hidden": 6, "n_features": 3, "n_basis": 6, **continuous}
+    generator = {"family": "continuous_flow", "n_couplings": 0, "continuous": sizes}
+    settings = parse_config({"system": "alanine_dipeptide", "generator": generator, "objective": {"likelihood": 1.0}})
+    made = build_generator(load_system("alanine_dipeptide"), settings.generator, dtype=torch.float64)
+    velocity = made.transitions[-1].field
+    last = velocity.weights if field == "pair" else velocity.last.weight
+    torch.nn.init.normal_(last, std=0.005 if field == "pair" else 0.05, generator=make_rng(1))
+    return made
+
+
+@pytest.mark.parametrize("field", ["embedded", "pair"])
+def test_the_ratio_of_a_molecule_is_that_of_its_internal_coordinates(field):
+    """Against the Jacobian of what the steps do to internal coordinates, which know no rigid motion."""
+    made = molecule_flow(field)
+    to_positions, flow = made.transitions[-2:]
+    state, run = made.base.sample(1, make_rng(2)), Run(make_rng(3))
+    for transition in made.transitions[:-2]:
+        state, _ = transition(state, run)
+
+    def through(q):
+        positions, there = to_positions(State({"q": q[None]}, state.spaces), run)
+        moved, ratio = flow(positions, run)
+        back, home = to_positions.reverse(moved, run)
+        return back["q"][0], (there + ratio + home)[0]
+
+    q = state["q"][0].detach()
+    moved, ratio = through(q)
+    jacobian = torch.autograd.functional.jacobian(lambda q: through(q)[0], q)
+    assert (moved - q).abs().max() > 0.05
+    assert torch.linalg.slogdet(jacobian)[1].item() == pytest.approx(ratio.item(), abs=1e-8)
+    assert abs(ratio.item()) > 0.01
+
+
+def test_a_constrained_molecule_is_refused():
+    generator = parse_config({"system": "tip3p_box", "generator": {"family": "continuous_flow"}}).generator
+    with pytest.raises(UnsupportedForceError, match="constraints"):
+        build_generator(load_system("tip3p_box"), generator)
+
+
+def test_it_goes_on_from_the_spline_flow_that_it_starts_with(tmp_path):
+    system = load_system("alanine_dipeptide")
+    values = {"system": "alanine_dipeptide", "objective": {"reverse_kl": 1.0, "likelihood": 0.0}}
+    values["training"] = {"steps": 1, "reverse_batch_size": 4, "seed": 1, "learning_rate": 1e-12}
+    spline = {"family": "internal_spline_flow", "n_couplings": 0, "hidden": [4]}
+    continuous = {**spline, "family": "continuous_flow", "continuous": {"field": "pair", "n_steps": 1, "n_basis": 4}}
+    first = train(parse_config({**values, "generator": spline}), tmp_path / "first")
+    checkpoint = tmp_path / "first" / "checkpoint.pt"
+    second = train(parse_config({**values, "generator": continuous}), tmp_path / "second", initial=checkpoint)
+    same = first.sample(8, system.target, seed=1).log_weights - second.sample(8, system.target, seed=1).log_weights
+    assert abs(same).max() < 1e-2
+    with pytest.raises(CheckpointMismatchError, match="n_couplings"):
+        other = parse_config({**values, "generator": {**continuous, "n_couplings": 1}})
+        train(other, tmp_path / "third", initial=checkpoint)
