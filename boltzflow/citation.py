@@ -42,6 +42,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "DrawVelocities": (),
     "DropNoise": ("peng2024", "peng2026"),
     "DropVelocities": (),
+    "EGNNField": ("satorras2021", "satorras2021flows", "klein2023"),
     "ElementwiseSpline": ("durkan2019",),
     "EmbeddedField": ("satorras2021", "koehler2020"),
     "EulerFlow": ("behrmann2019", "jung2024"),

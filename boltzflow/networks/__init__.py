@@ -1,19 +1,39 @@
-"""Networks: conditioners and vector fields."""
+"""Networks: conditioners and vector fields.
 
+Fields that need other packages are loaded on first use.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from boltzflow.networks.atom_features import AtomFeatures
 from boltzflow.networks.embedded_field import EmbeddedField
+from boltzflow.networks.graph_field import GraphField
 from boltzflow.networks.linear import Linear
 from boltzflow.networks.mlp import MLP, CoordinateFeatures, ResidualMLP
 from boltzflow.networks.pair_field import PairField
 from boltzflow.networks.shallow_field import ShallowField
 from boltzflow.networks.vector_field import VectorField
 
+_HOME = {"EGNNField": "egnn_field"}
+
 __all__ = [
     "MLP",
+    "AtomFeatures",
     "CoordinateFeatures",
+    "EGNNField",
     "EmbeddedField",
+    "GraphField",
     "Linear",
     "PairField",
     "ResidualMLP",
     "ShallowField",
     "VectorField",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a field on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'boltzflow.networks' has no attribute {name!r}")
+    return getattr(import_module(f"boltzflow.networks.{_HOME[name]}"), name)

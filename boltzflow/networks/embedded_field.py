@@ -39,6 +39,7 @@ class EmbeddedField(VectorField):
         torch.Size([5, 4, 2])
     """
 
+    rotates = True
     reflects = True
 
     def __init__(

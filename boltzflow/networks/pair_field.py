@@ -45,6 +45,7 @@ class PairField(VectorField):
     """
 
     is_gradient = True
+    rotates = True
     reflects = True
 
     def __init__(

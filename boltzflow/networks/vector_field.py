@@ -20,11 +20,13 @@ class VectorField(torch.nn.Module, abc.ABC):
         is_gradient: Whether v = ∇Ψ for some Ψ(x, t), so that the Jacobian is symmetric. A step x + h v is then
             invertible wherever 1 + h ∂v/∂x is positive definite.
         types: Type of every particle, if the field goes with permutations within types; None = unknown.
+        rotates: Whether it goes with rotations.
         reflects: Whether it goes with reflections.
     """
 
     is_gradient: bool = False
     types: tuple[int, ...] | None = None
+    rotates: bool = False
     reflects: bool = False
 
     @abc.abstractmethod

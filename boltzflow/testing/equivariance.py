@@ -18,6 +18,7 @@ def assert_equivariant(
     *,
     rng: torch.Generator,
     output: Literal["invariant", "equivariant"] = "invariant",
+    rotation: bool = True,
     translation: bool = True,
     reflection: bool = False,
     permuted: Sequence[Sequence[int]] | None = None,
@@ -32,6 +33,7 @@ def assert_equivariant(
         positions: Shape (batch, n_atoms, n_dimensions).
         rng: Random stream of the transformations.
         output: How the result transforms.
+        rotation: Whether to test rotations.
         translation: Whether to test translations.
         reflection: Whether mirror images count as rotations.
         permuted: Groups of interchangeable atoms; None tests no permutation.
@@ -48,13 +50,14 @@ def assert_equivariant(
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=positions.dtype, device=rng.device, generator=rng).to(positions.device)
 
-    rotation = torch.linalg.qr(normal(dim, dim)).Q if box is None else _of_the_box(box, rng).to(positions)
-    if (torch.linalg.det(rotation) < 0) != reflection:
-        rotation[:, 0] = -rotation[:, 0]
+    turn = torch.linalg.qr(normal(dim, dim)).Q if box is None else _of_the_box(box, rng).to(positions)
+    if (torch.linalg.det(turn) < 0) != reflection:
+        turn[:, 0] = -turn[:, 0]
     before = function(positions)
-    expected = before @ rotation.T if output == "equivariant" else before
-    what = "rotation with reflection" if reflection else "rotation"
-    _compare(what, function(positions @ rotation.T), expected, tolerance)
+    if rotation:
+        expected = before @ turn.T if output == "equivariant" else before
+        what = "rotation with reflection" if reflection else "rotation"
+        _compare(what, function(positions @ turn.T), expected, tolerance)
     if translation:
         _compare("translation", function(positions + normal(len(positions), 1, dim)), before, tolerance)
     if box is not None:
@@ -74,6 +77,7 @@ def check_vector_field(
     positions: Float[Tensor, "batch n_atoms n_dimensions"],
     *,
     rng: torch.Generator,
+    rotation: bool = True,
     reflection: bool = True,
     permuted: Sequence[Sequence[int]] | None = None,
     box: Float[Tensor, " n_dimensions"] | None = None,
@@ -88,6 +92,7 @@ def check_vector_field(
         field: What is tested, with weights that are not zero, in the dtype of the positions.
         positions: Shape (batch, n_atoms, n_dimensions).
         rng: Random stream of the transformations and of the times.
+        rotation: Whether the field goes with rotations.
         reflection: Whether the field goes with mirror images; False for fields that know left from right.
         permuted: Groups of interchangeable atoms.
         box: Edges of a periodic box; None = open.
@@ -119,6 +124,7 @@ def check_vector_field(
                 positions,
                 rng=rng,
                 output="equivariant",
+                rotation=rotation,
                 reflection=mirrored,
                 permuted=permuted,
                 box=box,
