@@ -10,7 +10,7 @@ from boltzflow.generators.internal_spline import internal_spline_flow
 from boltzflow.generators.normal_base import normal_base
 from boltzflow.io.config import GeneratorConfig
 from boltzflow.io.continuous_config import ContinuousConfig
-from boltzflow.networks import EmbeddedField, PairField, VectorField
+from boltzflow.networks import EmbeddedField, FrameField, PairField, VectorField
 from boltzflow.transitions.euler_flow import EulerFlow
 from boltzflow.transitions.flow_perturbation import PerturbedFlow
 
@@ -48,9 +48,8 @@ def continuous_flow(system: "SystemFolder", config: GeneratorConfig) -> Generato
                 f"{system.name}; use a System without constraints, or internal_spline_flow."
             )
         start = internal_spline_flow(system, config)
-        n_atoms = len(system.positions)
         reach = float(torch.pdist(system.positions.double()).max()) if settings.reach is None else settings.reach
-        field = _field(list(range(n_atoms)), 3, reach, config)
+        field = _field(list(range(system.n_atoms)), 3, reach, config, frame=system.zmatrix.order[:3].tolist())
         return Generator(start.base, [*start.transitions, _steps(field, settings, "positions")])
     if system.target.measure != "mean-free":
         raise UnsupportedForceError(
@@ -64,13 +63,22 @@ def continuous_flow(system: "SystemFolder", config: GeneratorConfig) -> Generato
     return Generator(base, [_steps(field, settings, name)])
 
 
-def _field(types: list[int], n_dimensions: int, reach: float, config: GeneratorConfig) -> VectorField:
+def _field(
+    types: list[int], n_dimensions: int, reach: float, config: GeneratorConfig, *, frame: list[int] | None = None
+) -> VectorField:
     settings = config.continuous
     with torch.random.fork_rng(devices=[]):
         # initial weights are a function of the configuration alone, whatever was drawn before
         torch.manual_seed(config.mask_seed)
         if settings.field == "pair":
             return PairField(types, n_dimensions, reach=reach, n_basis=settings.n_basis, n_times=settings.n_times)
+        if settings.field == "frame":
+            if frame is None:
+                raise UnsupportedForceError(
+                    "continuous_flow: identical particles have no frame of three of them; set "
+                    "generator.continuous.field to embedded or pair."
+                )
+            return FrameField(len(types), frame=frame, scale=0.25 * reach, hidden=[settings.hidden] * 2)
         return EmbeddedField(
             types,
             n_dimensions,

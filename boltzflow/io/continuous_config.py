@@ -19,8 +19,10 @@ class PerturbationConfig(Section):
 class ContinuousConfig(Section):
     """The field and the steps of a `continuous_flow`."""
 
-    field: Literal["embedded", "pair"] = Field(
-        "embedded", description="embedded: pair velocities that know the surroundings; pair: of the distance alone."
+    field: Literal["embedded", "pair", "frame"] = Field(
+        "embedded",
+        description="embedded: pair velocities that know the surroundings; pair: of the distance alone; frame: a dense "
+        "network that sees one molecule in a frame of its own.",
     )
     base_scale: float = Field(1.0, gt=0, description="Standard deviation of the base.")
     n_steps: int = Field(10, ge=1, description="Euler steps; the weights are exact whatever their number.")
@@ -33,7 +35,7 @@ class ContinuousConfig(Section):
     reach: float | None = Field(
         None, gt=0, description="Centre of the last Gaussian of the distance; None = 5 base_scale."
     )
-    hidden: int = Field(64, ge=1, description="embedded: width of the networks.")
+    hidden: int = Field(64, ge=1, description="embedded and frame: width of the networks.")
     n_features: int = Field(16, ge=1, description="embedded: features of the surroundings.")
     n_basis: int = Field(32, ge=2, description="Gaussians of the distance.")
     n_times: int = Field(6, ge=1, description="pair: knots of time.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from boltzflow.networks.atom_features import AtomFeatures
 from boltzflow.networks.embedded_field import EmbeddedField
+from boltzflow.networks.frame_field import FrameField
 from boltzflow.networks.graph_field import GraphField
 from boltzflow.networks.linear import Linear
 from boltzflow.networks.mlp import MLP, CoordinateFeatures, ResidualMLP
@@ -23,6 +24,7 @@ __all__ = [
     "CoordinateFeatures",
     "EGNNField",
     "EmbeddedField",
+    "FrameField",
     "GraphField",
     "Linear",
     "PairField",
