@@ -48,6 +48,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "EulerFlow": ("behrmann2019", "jung2024"),
     "FlowPerturbation": ("peng2024", "peng2026"),
     "FlowMatching": ("lipman2023", "klein2023", "tong2024"),
+    "FrameField": ("puny2022",),
     "HMC": ("duane1987", "neal2011"),
     "InternalToCartesian": ("parsons2005",),
     "MALA": ("roberts1996",),
