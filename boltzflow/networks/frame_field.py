@@ -1,5 +1,6 @@
 """FrameField: velocities of labelled atoms from a network that sees them in a frame of their own."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -52,8 +53,8 @@ class FrameField(VectorField):
         a, b, c = (int(atom) for atom in frame)
         if len({a, b, c}) < 3 or not 0 <= min(a, b, c) <= max(a, b, c) < n_particles or scale <= 0:
             raise ValueError(
-                f"FrameField: expected three different atoms of {n_particles} and a positive scale, got {(a, b, c)} and "
-                f"{scale}."
+                f"FrameField: expected three different atoms of {n_particles} and a positive scale, got {(a, b, c)} "
+                f"and {scale}."
             )
         self.types = tuple(range(n_particles))
         self.n_particles, self.scale = n_particles, float(scale)
@@ -61,8 +62,7 @@ class FrameField(VectorField):
         self.register_buffer("_frame", torch.tensor([a, b, c]), persistent=False)
         self.register_buffer("_harmonics", math.pi * torch.arange(1, n_harmonics + 1.0), persistent=False)
         widths = [3 * n_particles + 2 * n_harmonics, *hidden, 3 * n_particles]
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.layers = torch.nn.ModuleList([torch.nn.Linear(n_in, n_out) for n_in, n_out in pairs])
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(*ends) for ends in itertools.pairwise(widths)])
         torch.nn.init.zeros_(self.layers[-1].weight)
         torch.nn.init.zeros_(self.layers[-1].bias)
 
