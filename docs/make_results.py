@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from results_common import MISSING, Row, load, number, pm, provenance, table
+from results_coupling import coupling
 from results_flow_perturbation import flow_perturbation
 from results_glass import glass, glass_reach
 from results_glass_flow import glass_flow, glass_flow_weights
@@ -506,6 +507,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "parallel_tempering": parallel_tempering,
     "end_to_end": end_to_end,
     "path_gradients": path_gradients,
+    "coupling": coupling,
     "flow_perturbation": flow_perturbation,
     "difference": difference,
     "annealed": annealed,
@@ -529,6 +531,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "from end_to_end": lambda: provenance("end_to_end", "python benchmarks/end_to_end.py"),
     "from annealed": lambda: provenance("smc", "python benchmarks/smc.py"),
     "from path_gradients": lambda: provenance("path_gradients", "python benchmarks/path_gradients.py"),
+    "from coupling": lambda: provenance("coupling", "python benchmarks/coupling.py lj13.h5"),
     "from flow_perturbation": lambda: provenance("flow_perturbation", "python benchmarks/flow_perturbation.py"),
     "from difference": lambda: provenance("force_field_difference", "python benchmarks/force_field_difference.py"),
 }

@@ -8,7 +8,7 @@ from boltzflow.coordinates.domain import InternalDomain
 from boltzflow.coordinates.frozen import FrozenCoordinates, frozen_coordinates
 from boltzflow.coordinates.internal import InternalCoordinateMap, InternalCoordinates
 from boltzflow.coordinates.links import fragment_links
-from boltzflow.coordinates.matching import match
+from boltzflow.coordinates.matching import couple, match, matched_distances
 from boltzflow.coordinates.mean_free import from_mean_free, mean_free_basis, project_mean_free, to_mean_free
 from boltzflow.coordinates.sector import LabelSector
 from boltzflow.coordinates.torus import circular_difference, wrap
@@ -25,11 +25,13 @@ __all__ = [
     "ZMatrix",
     "align",
     "circular_difference",
+    "couple",
     "dihedral_angles",
     "fragment_links",
     "from_mean_free",
     "frozen_coordinates",
     "match",
+    "matched_distances",
     "mean_free_basis",
     "project_mean_free",
     "rmsd",

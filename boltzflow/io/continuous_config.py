@@ -45,7 +45,8 @@ class FlowMatchingConfig(Section):
     """Regression of the velocity field on paths from the base to data; needs no energies."""
 
     weight: float = Field(0.0, ge=0, description="Weight of the term.")
-    pairs: Literal["independent", "optimal", "matched", "optimal matched"] = Field(
+    pairs: Literal["independent", "optimal", "matched", "optimal matched", "equivariant"] = Field(
         "optimal matched",
-        description="optimal: pairs of a batch by assignment; matched: permutes identical particles and rotates.",
+        description="optimal: pairs of a batch by assignment; matched: permutes identical particles and rotates; "
+        "equivariant: assignment by the distances that are left after matching all pairs, then matched.",
     )

@@ -7,14 +7,17 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from boltzflow._typing import Float, Tensor
-from boltzflow.coordinates import match
+from boltzflow.coordinates import couple, match
 from boltzflow.generators.generator import Generator
+from boltzflow.networks import VectorField
 from boltzflow.objectives.objective import Objective, Step
 from boltzflow.run import Run
 from boltzflow.state import State
 from boltzflow.transitions import EulerFlow, PerturbedFlow
 
 __all__ = ["FlowMatching"]
+
+Pairs = Literal["independent", "optimal", "matched", "optimal matched", "equivariant"]
 
 
 class FlowMatching(Objective):
@@ -29,12 +32,15 @@ class FlowMatching(Objective):
         generator: With one `EulerFlow` or `PerturbedFlow`, of which the field is trained; what stands behind it is
             inverted on the data.
         pairs: "independent"; "optimal" assigns a batch by squared distances; "matched" permutes and rotates each row of
-            the data towards its partner; "optimal matched" does the one and then the other.
-        permuted: Groups of interchangeable particles, for "matched"; None = those of one type of the field.
+            the data towards its partner; "optimal matched" does the one and then the other; "equivariant" assigns by
+            the distances that are left after matching all pairs, see `boltzflow.coordinates.couple`.
+        permuted: Groups of interchangeable particles, for matching; None = those of one type of the field.
         rotations: "proper", or "all" where the field goes with reflections too; None = as the field does.
 
     Raises:
         TypeError: If the Generator has not exactly one such flow, or its field does not say what it goes with.
+        ValueError: If particles of different types are to be permuted; in training, if the data have another shape, or
+            a centroid where their space has none.
 
     References:
         Flow matching (Lipman et al., 2023), https://arxiv.org/abs/2210.02747; pairs: Tong et al. (2024),
@@ -47,7 +53,7 @@ class FlowMatching(Objective):
         self,
         generator: Generator,
         *,
-        pairs: Literal["independent", "optimal", "matched", "optimal matched"] = "independent",
+        pairs: Pairs = "independent",
         permuted: Sequence[Sequence[int]] | None = None,
         rotations: Literal["proper", "all"] | None = None,
     ) -> None:
@@ -59,11 +65,8 @@ class FlowMatching(Objective):
             )
         self._place = flows[0]
         field = generator.transitions[self._place].field
-        if "matched" in pairs and (permuted is None or rotations is None) and field.types is None:
-            raise TypeError(
-                f"FlowMatching: {type(field).__name__} does not say which particles are alike; give permuted and "
-                "rotations, or pairs='optimal'."
-            )
+        if pairs in ("matched", "optimal matched", "equivariant"):
+            _check_alike(field, permuted, rotations)
         self.pairs = pairs
         self.permuted = _groups(field.types or ()) if permuted is None else permuted
         self.rotations = rotations or ("all" if field.reflects else "proper")
@@ -88,6 +91,7 @@ class FlowMatching(Objective):
         start: State = self.generator.base.sample(len(state), step.rng, step.context)
         for transition in self.generator.transitions[: self._place]:
             start, _ = transition(start, run)
+        _check_data(state, start, name)
         x0, x1 = start[name], state[name]
         if x0.ndim == 3:
             # velocities of particles have no mean, and no part in where their centre lies
@@ -99,9 +103,45 @@ class FlowMatching(Objective):
         if "optimal" in self.pairs:
             cost = torch.cdist(x0.flatten(1), x1.flatten(1)).square().cpu().numpy()
             x1 = x1[torch.from_numpy(linear_sum_assignment(cost)[1]).to(x1.device)]
+        if self.pairs == "equivariant":
+            x1 = couple(x1, x0, permuted=self.permuted, rotations=self.rotations)
         if "matched" in self.pairs:
             x1 = match(x1, x0, permuted=self.permuted, rotations=self.rotations)
         return x0, x1
+
+
+def _check_data(state: State, start: State, name: str) -> None:
+    """That rows of data are such as the flow makes them."""
+    shape = start.spaces[name].shape
+    if name not in state or state.spaces[name].shape != shape:
+        found = {field: space.shape for field, space in state.spaces.items()}
+        raise ValueError(
+            f"FlowMatching: expected data with {name!r} of shape {shape}, got {found}, rows of another system."
+        )
+    x = state[name]
+    if len(shape) == 2 and state.spaces[name].dimension == (shape[0] - 1) * shape[1]:
+        centroid = x.mean(1).norm(dim=1).max()
+        if centroid > 1e-3 * x.square().mean().sqrt():
+            raise ValueError(
+                f"FlowMatching: expected data without a centre of mass, got centroids of up to {centroid:.3g}; "
+                f"subtract {name}.mean(1, keepdim=True)."
+            )
+
+
+def _check_alike(field: VectorField, permuted: Sequence[Sequence[int]] | None, rotations: str | None) -> None:
+    """That the field says, or the caller, what the particles may be exchanged for."""
+    if field.types is None and (permuted is None or rotations is None):
+        raise TypeError(
+            f"FlowMatching: {type(field).__name__} does not say which particles are alike; give permuted and "
+            "rotations, or pairs='optimal'."
+        )
+    for group in permuted or () if field.types is not None else ():
+        kinds = {field.types[k] for k in group}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"FlowMatching permuted: expected groups of particles of one type, got {list(group)} of types "
+                f"{sorted(kinds)}, which {type(field).__name__} tells apart; leave permuted out, or group by type."
+            )
 
 
 def _groups(types: Sequence[int]) -> list[list[int]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from boltzflow._typing import Float64, Tensor
-from boltzflow.forcefield.kernel import build, share
+from boltzflow.native import build, share
 
 __all__ = ["LiquidKernel", "library"]
 

@@ -187,7 +187,7 @@ def test_a_broken_compiler_is_named(shipped, fresh_library, monkeypatch, caplog)
 
 @needs_compiler
 def test_compiles_once_into_the_cache(shipped, fresh_library, caplog):
-    with caplog.at_level(logging.INFO, logger="boltzflow.forcefield.kernel"):
+    with caplog.at_level(logging.INFO, logger="boltzflow.native"):
         from_openmm(shipped).compiled()
         kernel.library.cache_clear()
         assert from_openmm(shipped).compiled().backend == "compiled"

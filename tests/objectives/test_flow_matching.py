@@ -37,7 +37,7 @@ def data(scale, n=400):
     return MeanFreeGaussian(4, 2, scale=scale).double().sample(n, make_rng(7))
 
 
-@pytest.mark.parametrize("pairs", ["independent", "optimal", "matched", "optimal matched"])
+@pytest.mark.parametrize("pairs", ["independent", "optimal", "matched", "optimal matched", "equivariant"])
 def test_pairs_keep_both_marginals(pairs):
     objective = FlowMatching(generator(Scaling()), pairs=pairs, permuted=GROUP, rotations="proper")
     rows = data(2.0)
@@ -50,11 +50,12 @@ def test_pairs_keep_both_marginals(pairs):
 
 def test_close_pairs_make_short_paths():
     lengths = {}
-    for pairs in ("independent", "optimal", "matched", "optimal matched"):
+    for pairs in ("independent", "optimal", "matched", "optimal matched", "equivariant"):
         objective = FlowMatching(generator(Scaling()), pairs=pairs, permuted=GROUP, rotations="all")
         lengths[pairs] = objective(Step(make_rng(1), data=data(2.0)))[1]["path_length"]
     assert max(lengths["optimal"], lengths["matched"]) < 0.7 * lengths["independent"]
     assert lengths["optimal matched"] < min(lengths["optimal"], lengths["matched"])
+    assert lengths["equivariant"] < lengths["optimal matched"]
 
 
 def test_the_minimum_is_the_conditional_mean():
@@ -119,3 +120,25 @@ def test_it_needs_one_flow():
     empty = Generator(MeanFreeGaussian(4, 2), [])
     with pytest.raises(TypeError, match="one EulerFlow or PerturbedFlow, got 0"):
         FlowMatching(empty)
+
+
+def test_labelled_particles_are_not_exchanged():
+    labelled = generator(EmbeddedField([0, 1, 2, 3], 2, reach=4.0))
+    with pytest.raises(ValueError, match=r"\[0, 1\] of types \[0, 1\].*leave permuted out, or group by type"):
+        FlowMatching(labelled, pairs="equivariant", permuted=[[0, 1]])
+    assert FlowMatching(labelled, pairs="equivariant").permuted == []
+    with pytest.raises(TypeError, match="does not say which particles are alike; give permuted and rotations"):
+        FlowMatching(generator(Scaling()), pairs="equivariant")
+
+
+def test_data_of_another_kind_are_refused():
+    objective = FlowMatching(generator(Scaling()))
+    rows = data(1.0, 20)
+    shifted = rows.replace(positions=rows["positions"] + 0.3)
+    with pytest.raises(
+        ValueError, match=r"without a centre of mass, got centroids of up to 0\.424; subtract positions"
+    ):
+        objective(Step(make_rng(1), data=shifted))
+    fewer = MeanFreeGaussian(3, 2).double().sample(20, make_rng(7))
+    with pytest.raises(ValueError, match=r"expected data with 'positions' of shape \(4, 2\), got .*\(3, 2\)"):
+        objective(Step(make_rng(1), data=fewer))
