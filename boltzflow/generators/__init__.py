@@ -2,6 +2,7 @@
 
 from boltzflow.generators.annealed_families import annealed_family, run_pilot
 from boltzflow.generators.annealing import annealed_importance, smc
+from boltzflow.generators.autoregressive_flow import autoregressive_flow
 from boltzflow.generators.blocks import BLOCKS, stochastic_block
 from boltzflow.generators.continuous_flow import continuous_flow
 from boltzflow.generators.families import build_generator
@@ -18,6 +19,7 @@ __all__ = [
     "Trajectory",
     "annealed_family",
     "annealed_importance",
+    "autoregressive_flow",
     "build_generator",
     "conditional_ess",
     "continuous_flow",

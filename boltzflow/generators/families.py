@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from boltzflow.generators.annealed_families import annealed_family
+from boltzflow.generators.autoregressive_flow import autoregressive_flow
 from boltzflow.generators.continuous_flow import continuous_flow
 from boltzflow.generators.generator import Generator
 from boltzflow.generators.internal_spline import internal_spline_flow
@@ -40,6 +41,7 @@ def build_generator(
         "internal_spline_flow": internal_spline_flow,
         "stochastic_flow": stochastic_flow,
         "continuous_flow": continuous_flow,
+        "autoregressive_flow": autoregressive_flow,
         "smc": annealed_family,
         "annealed_importance": annealed_family,
     }

@@ -18,7 +18,7 @@ from boltzflow.run import Context, Ledger, Run, make_rng, new_seed
 from boltzflow.state import State
 from boltzflow.targets.target import Base, Target
 from boltzflow.transitions.acceptance import reset_acceptance, warn_of_rejection
-from boltzflow.transitions.transition import BatchStep, Bijection, Transition
+from boltzflow.transitions.transition import BatchStep, Bijection, Drop, Transition
 
 __all__ = ["Generator", "GeneratorTarget", "Trajectory"]
 
@@ -269,6 +269,18 @@ class Generator(torch.nn.Module):
             state, ladj = transition.reverse(state, run)
             total = total + ladj
         return self.base.log_prob(state, context) + total
+
+    def joint(self) -> tuple["Generator", tuple[Drop, ...]]:
+        """The Generator before its last steps that drop auxiliary variables, and these steps.
+
+        Its samples have the auxiliary variables; if it is bijective, its `log_prob` is the density of both together.
+        """
+        n = len(self.transitions)
+        while n and isinstance(self.transitions[n - 1], Drop):
+            n -= 1
+        joint = Generator(self.base, list(self.transitions)[:n], path=self.path)
+        joint.trained_by = self.trained_by
+        return joint, tuple(list(self.transitions)[n:])
 
     def as_target(self) -> "GeneratorTarget":
         """The density of a bijective Generator as a Target: u = −log q, log Z = 0."""

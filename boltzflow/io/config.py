@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from boltzflow.errors import FormatError, UnknownNameError, nearest
+from boltzflow.io.autoregressive_config import AutoregressiveConfig
 from boltzflow.io.continuous_config import ContinuousConfig, FlowMatchingConfig
 from boltzflow.io.section import Section
 
@@ -93,9 +94,14 @@ class StochasticConfig(Section):
 class GeneratorConfig(Section):
     """Architecture of a Generator."""
 
-    family: Literal["internal_spline_flow", "stochastic_flow", "continuous_flow", "smc", "annealed_importance"] = Field(
-        "internal_spline_flow", description="Assembled family, see boltzflow.generators."
-    )
+    family: Literal[
+        "internal_spline_flow",
+        "stochastic_flow",
+        "continuous_flow",
+        "autoregressive_flow",
+        "smc",
+        "annealed_importance",
+    ] = Field("internal_spline_flow", description="Assembled family, see boltzflow.generators.")
     coordinates: Literal["internal", "mixed"] = Field(
         "internal",
         description="Of a molecule: internal, or mixed, in which the atom in the middle and its neighbours are a "
@@ -113,6 +119,7 @@ class GeneratorConfig(Section):
     stochastic: StochasticConfig = StochasticConfig()
     annealing: AnnealedSamplerConfig = AnnealedSamplerConfig()
     continuous: ContinuousConfig = ContinuousConfig()
+    autoregressive: AutoregressiveConfig = AutoregressiveConfig()
 
     @property
     def is_bijective(self) -> bool:

@@ -1,4 +1,4 @@
-"""Networks: conditioners and vector fields.
+"""Networks: conditioners, a causal transformer and vector fields.
 
 Fields that need other packages are loaded on first use.
 """
@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from boltzflow.networks.atom_features import AtomFeatures
+from boltzflow.networks.causal_transformer import CausalTransformer
 from boltzflow.networks.embedded_field import EmbeddedField
 from boltzflow.networks.frame_field import FrameField
 from boltzflow.networks.graph_field import GraphField
@@ -21,6 +22,7 @@ _HOME = {"EGNNField": "egnn_field"}
 __all__ = [
     "MLP",
     "AtomFeatures",
+    "CausalTransformer",
     "CoordinateFeatures",
     "EGNNField",
     "EmbeddedField",

@@ -86,8 +86,8 @@ def _buffered(
 def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Objective:
     terms: list[tuple[float, Objective]] = []
     if config.likelihood > 0:
-        bijective = generator.is_bijective
-        likelihood = MaximumLikelihood(generator) if bijective else PathLikelihood(generator, target)
+        known = generator.joint()[0].is_bijective
+        likelihood = MaximumLikelihood(generator) if known else PathLikelihood(generator, target)
         terms.append((config.likelihood, likelihood))
     if config.coverage > 0:
         terms.append((config.coverage, CoverageLikelihood(generator, target)))

@@ -22,7 +22,8 @@ class LogVariance(Objective):
     energies need no force, and decisions to accept or reject need no term of their own. On the model's own samples a
     bijective Generator has the mean gradient of KL(q‖p).
 
-    A bijective Generator has its end held fixed. Any other has all states of the path held fixed, and every stochastic
+    A bijective Generator has its end held fixed, and so has one whose last steps drop auxiliary variables: with these.
+    Any other has all states of the path held fixed, and every stochastic
     step gives the log-ratio of the pair before and after it: by energies where it is in detailed balance, else by its
     own `log_ratio`, which takes single steps. Bijections among them must have no parameters in training: states on both
     sides of one cannot stay where they are as it changes.
@@ -48,7 +49,7 @@ class LogVariance(Objective):
         super().__init__(generator)
         if paths not in ("model", "data"):
             raise ValueError(f"LogVariance paths: expected 'model' or 'data', got {paths!r}.")
-        if not generator.is_bijective:
+        if not generator.joint()[0].is_bijective:
             _require_fixed_paths(generator)
         self._target = (target,)
         self.needs_samples, self.needs_data = paths == "model", paths == "data"
@@ -78,6 +79,12 @@ class LogVariance(Objective):
     def record(self, step: Step) -> list[State]:
         """States of paths from base to target, before and after every step."""
         generator, run = self.generator, self._run(step)
+        joint, dropped = generator.joint()
+        if self.needs_data and joint.is_bijective:
+            states = [step.data]
+            for drop in reversed(dropped):
+                states.insert(0, drop.reverse(states[0], run)[0])
+            return states
         path = generator.path(generator.base, self._target[0])
         levels = [None if t.level is None else path.at(t.level) for t in generator.transitions]
         steps = list(zip(generator.transitions, levels, strict=True))
@@ -95,8 +102,13 @@ class LogVariance(Objective):
         """Log w of paths held fixed, differentiable in the parameters alone; −inf where the energy is infinite."""
         generator, run = self.generator, self._run(step)
         u, _ = run.evaluate(self._target[0], states[-1])
-        if generator.is_bijective:
-            return -u - generator.log_prob(states[-1], context=step.context)
+        joint, dropped = generator.joint()
+        if joint.is_bijective:
+            ends = states[len(states) - 1 - len(dropped) :]
+            log_w = -u - joint.log_prob(ends[0], context=step.context)
+            for drop, before, after in zip(dropped, ends[:-1], ends[1:], strict=True):
+                log_w = log_w + drop.log_ratio(before, after, run)
+            return log_w
         path = generator.path(generator.base, self._target[0])
         total, _ = run.evaluate(generator.base, states[0])
         for transition, before, after in zip(generator.transitions, states[:-1], states[1:], strict=True):

@@ -1,4 +1,4 @@
-"""Pull-back of a Target through Bijections: its density in the coordinates in which a Generator moves."""
+"""Pull-back of a Target through the last steps of a Generator: its density in the coordinates before them."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,8 +8,8 @@ from boltzflow._typing import Float64, Tensor
 from boltzflow.paths.path import GeometricPath, MixtureLevel, Path
 from boltzflow.run import Context, Run
 from boltzflow.state import State
-from boltzflow.targets.target import Base, Target
-from boltzflow.transitions.transition import Bijection
+from boltzflow.targets.target import Target
+from boltzflow.transitions.transition import Bijection, Drop
 
 __all__ = ["PullbackPath", "PullbackTarget"]
 
@@ -19,18 +19,19 @@ class PullbackTarget(Target):
 
     Args:
         target: Density of x; kept out of the module tree. Evaluations count under its name.
-        through: T, applied in this order; kept out of the module tree.
+        through: T, applied in this order; kept out of the module tree. Before steps that drop auxiliary variables it is
+            the joint density with these.
         base: A density of q, whose fields these are.
     """
 
-    def __init__(self, target: Target, through: Sequence[Bijection], base: Base) -> None:
+    def __init__(self, target: Target, through: Sequence[Bijection | Drop], base: Target) -> None:
         super().__init__(base.fields, name=target.name, log_z=target.log_z)
         self.measure = base.measure
         self._target, self._through = (target,), tuple(through)
 
     def reduced_energy(self, state: State, context: Context | None = None) -> Float64[Tensor, " batch"]:
         """Energy of the image less the log-determinant, (batch,); +inf where there is no image."""
-        # bijections draw nothing
+        # none of them draws anything
         run = Run(torch.Generator(), context)
         image, log_det = State({name: state[name] for name in self.fields}, self.fields), 0.0
         for transition in self._through:
@@ -40,12 +41,13 @@ class PullbackTarget(Target):
 
 
 class PullbackPath(Path):
-    """A path in the coordinates before the last Bijections of a Generator, between its base and the pulled-back Target.
+    """A path in the coordinates before the last steps of a Generator, between its base and the pulled-back Target.
 
     Args:
         base: Density of the coordinates at λ = 0.
         target: Density of their image, at λ = 1.
-        through: The last Bijections of the Generator, in its order; stochastic steps come before them.
+        through: The last steps of the Generator, Bijections and those that drop auxiliary variables, in its order; what
+            else is stochastic comes before them.
         path: Makes the path between base and pulled-back Target.
 
     Example:
@@ -60,10 +62,10 @@ class PullbackPath(Path):
 
     def __init__(
         self,
-        base: Base,
+        base: Target,
         target: Target,
         *,
-        through: Sequence[Bijection],
+        through: Sequence[Bijection | Drop],
         path: Callable[[Target, Target], Path] = GeometricPath,
     ) -> None:
         self._path = path(base, PullbackTarget(target, through, base))

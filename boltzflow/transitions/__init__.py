@@ -1,6 +1,7 @@
 """Steps that know their own log-ratio: couplings, splines, coordinate maps, Metropolis kernels, resampling."""
 
 from boltzflow.transitions.affine import Affine, AffineCoupling
+from boltzflow.transitions.autoregressive import AutoregressiveFlow
 from boltzflow.transitions.block import BlockToInternal
 from boltzflow.transitions.coupling import Conditioner, SplineCoupling, alternating_masks
 from boltzflow.transitions.elementwise import ElementwiseSpline
@@ -20,6 +21,7 @@ from boltzflow.transitions.particle_moves import (
     SpeciesSwap,
     swap_monte_carlo,
 )
+from boltzflow.transitions.placement import DropPlacement
 from boltzflow.transitions.resampling import SystematicResampling
 from boltzflow.transitions.rigid_move import RigidMove
 from boltzflow.transitions.swap import swap_neighbours
@@ -27,7 +29,7 @@ from boltzflow.transitions.torsion_block_flow import TorsionBlockFlow
 from boltzflow.transitions.torsion_blocks import FAMILIES, TorsionBlocks, torsion_blocks
 from boltzflow.transitions.torsion_density import TorsionDensity
 from boltzflow.transitions.torsion_move import TorsionAxes, TorsionMove, rotatable_axes
-from boltzflow.transitions.transition import BatchStep, Bijection, DetailedBalance, Transition
+from boltzflow.transitions.transition import BatchStep, Bijection, DetailedBalance, Drop, Transition
 from boltzflow.transitions.triangular import TriangularAffine
 from boltzflow.transitions.unadjusted_hmc import UnadjustedHMC
 from boltzflow.transitions.underdamped import BAOAB, BBK, OBABO, UnderdampedLangevin
@@ -43,6 +45,7 @@ __all__ = [
     "Affine",
     "AffineCoupling",
     "ApproximateHutchinsonFlow",
+    "AutoregressiveFlow",
     "BatchStep",
     "Bijection",
     "BlockToInternal",
@@ -50,7 +53,9 @@ __all__ = [
     "DetailedBalance",
     "DrawNoise",
     "DrawVelocities",
+    "Drop",
     "DropNoise",
+    "DropPlacement",
     "DropVelocities",
     "ElementwiseSpline",
     "EulerFlow",

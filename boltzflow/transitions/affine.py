@@ -14,14 +14,14 @@ __all__ = ["Affine", "AffineCoupling"]
 
 
 class Affine(Bijection):
-    """y = shift + scale · x, elementwise on a flat field.
+    """y = shift + scale · x, elementwise.
 
     With the mean and standard deviation of data as shift and scale, `reverse` standardises the data.
 
     Args:
         shift: Shift of each coordinate, in the unit of y.
         scale: Positive scale of each coordinate.
-        field: Name of the field, of shape (batch, d).
+        field: Name of the field, of shape (batch, *event).
         learnable: Train shift and log scale.
 
     Raises:
@@ -29,7 +29,7 @@ class Affine(Bijection):
     """
 
     def __init__(
-        self, shift: Float[Tensor, " d"], scale: Float[Tensor, " d"], *, field: str = "q", learnable: bool = False
+        self, shift: Float[Tensor, "*event"], scale: Float[Tensor, "*event"], *, field: str = "q", learnable: bool = False
     ) -> None:
         super().__init__()
         bad = torch.nonzero(~((scale > 0) & torch.isfinite(scale) & torch.isfinite(shift))).flatten()
@@ -62,7 +62,7 @@ class Affine(Bijection):
 
     def extra_repr(self) -> str:
         """Field and size."""
-        return f"field={self.field!r}, dims={len(self.shift)}, learnable={self.shift.requires_grad}"
+        return f"field={self.field!r}, dims={self.shift.numel()}, learnable={self.shift.requires_grad}"
 
 
 class AffineCoupling(Bijection):

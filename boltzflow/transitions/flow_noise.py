@@ -5,7 +5,7 @@ from boltzflow.run import Run
 from boltzflow.state import Space, State
 from boltzflow.transitions.metropolis import moves_centre
 from boltzflow.transitions.step_size import at_least_one
-from boltzflow.transitions.transition import Transition
+from boltzflow.transitions.transition import Drop, Transition
 from boltzflow.transitions.velocities import normal_energy
 
 __all__ = ["NOISE", "DrawNoise", "DropNoise", "centred_directions", "require_isotropic"]
@@ -79,7 +79,7 @@ class DrawNoise(Transition):
         return f"n={self.n}, name={self.name!r}"
 
 
-class DropNoise(Transition):
+class DropNoise(Drop):
     """Take the noise off the State; r = log N(e), the density with which the way back draws it.
 
     Args:
@@ -99,10 +99,6 @@ class DropNoise(Transition):
         """Draw it."""
         joint = _with_noise(state, self.name, self.n, run)
         return joint, normal_energy(joint, [self.name + NOISE])
-
-    def log_ratio(self, before: State, after: State, run: Run) -> Float64[Tensor, " batch"]:
-        """The forward ratio of a given pair: that of the noise of `before`."""
-        return -normal_energy(before, [self.name + NOISE])
 
     def extra_repr(self) -> str:
         """Directions and the field of the State."""

@@ -9,7 +9,7 @@ from boltzflow._typing import Float64, Tensor
 from boltzflow.run import Run
 from boltzflow.state import State
 
-__all__ = ["BatchStep", "Bijection", "DetailedBalance", "Transition"]
+__all__ = ["BatchStep", "Bijection", "DetailedBalance", "Drop", "Transition"]
 
 
 class Transition(torch.nn.Module, abc.ABC):
@@ -101,6 +101,18 @@ class DetailedBalance(Transition):
     def reverse(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """The same kernel; minus the forward ratio of the path x → y is u_λ(x) − u_λ(y)."""
         return self.forward(state, run)
+
+
+class Drop(Transition):
+    """Takes an auxiliary variable off the State: `forward` draws nothing, `reverse` draws the variable anew.
+
+    r is the log-density of that draw, a function of the State before alone: what u − r is to the joint density, u is to
+    that without the variable.
+    """
+
+    def log_ratio(self, before: State, after: State, run: Run) -> Float64[Tensor, " batch"]:
+        """The forward ratio of a given pair: that of the variable of `before`."""
+        return self.forward(before, run)[1]
 
 
 class BatchStep(torch.nn.Module, abc.ABC):

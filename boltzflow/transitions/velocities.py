@@ -9,7 +9,7 @@ from boltzflow._typing import Float64, Tensor
 from boltzflow.run import Run
 from boltzflow.state import Space, State
 from boltzflow.transitions.metropolis import centred_normal
-from boltzflow.transitions.transition import Transition
+from boltzflow.transitions.transition import Drop, Transition
 
 __all__ = ["VELOCITY", "DrawVelocities", "DropVelocities", "flipped", "normal_energy", "velocity_fields"]
 
@@ -83,7 +83,7 @@ class DrawVelocities(Transition):
         return _energy(after)
 
 
-class DropVelocities(Transition):
+class DropVelocities(Drop):
     """Take the velocities off the State; r = log N(v), the density with which the way back draws them."""
 
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
@@ -94,10 +94,6 @@ class DropVelocities(Transition):
         """Draw them."""
         joint = _with_velocities(state, run)
         return joint, _energy(joint)
-
-    def log_ratio(self, before: State, after: State, run: Run) -> Float64[Tensor, " batch"]:
-        """The forward ratio of a given pair: that of the velocities of `before`."""
-        return -_energy(before)
 
 
 def flipped(state: State) -> State:
