@@ -24,8 +24,8 @@ def autoregressive_flow(system: "System | AnalyticSystem", config: GeneratorConf
     """Blocks of an autoregressive flow in alternating order of the atoms, from a normal base.
 
     All coordinates of all atoms move, those of the centre and the orientation as well. These are auxiliary variables:
-    of the base every coordinate of the centre is normal with length/√N, and so it is of data, which are turned at random
-    in training; `DropPlacement` takes both off.
+    every coordinate of the centre of the base is normal with length/√N, and so it is for data, which are turned at
+    random in training; `DropPlacement` takes both off.
 
     Args:
         system: A molecule in infinite space without constraints or virtual sites; or an analytic energy on lines, with
@@ -40,9 +40,9 @@ def autoregressive_flow(system: "System | AnalyticSystem", config: GeneratorConf
     if molecule:
         if system.box is not None or system.n_constraints or 0 in system.elements:
             raise UnsupportedForceError(
-                f"autoregressive_flow: moves all Cartesian coordinates of atoms in infinite space; system "
-                f"{system.name} is in a periodic box, or has constraints or virtual sites. Use internal_spline_flow, or "
-                "a System without constraints (constraints=None)."
+                "autoregressive_flow: moves all Cartesian coordinates of atoms in infinite space; "
+                f"system {system.name} is in a periodic box, or has constraints or virtual sites. Use "
+                "internal_spline_flow, or a System without constraints (constraints=None)."
             )
         positions = system.positions - system.positions.mean(0)
         length = settings.length or float(positions.square().mean().sqrt())

@@ -29,7 +29,12 @@ class Affine(Bijection):
     """
 
     def __init__(
-        self, shift: Float[Tensor, "*event"], scale: Float[Tensor, "*event"], *, field: str = "q", learnable: bool = False
+        self,
+        shift: Float[Tensor, "*event"],
+        scale: Float[Tensor, "*event"],
+        *,
+        field: str = "q",
+        learnable: bool = False,
     ) -> None:
         super().__init__()
         bad = torch.nonzero(~((scale > 0) & torch.isfinite(scale) & torch.isfinite(shift))).flatten()

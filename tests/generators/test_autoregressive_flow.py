@@ -87,7 +87,7 @@ def test_a_step_of_likelihood_helps(molecule):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 20.0
 
 
