@@ -11,27 +11,33 @@ from boltzflow.networks.causal_transformer import CausalTransformer
 from boltzflow.networks.embedded_field import EmbeddedField
 from boltzflow.networks.frame_field import FrameField
 from boltzflow.networks.graph_field import GraphField
+from boltzflow.networks.hollow_field import HollowField
 from boltzflow.networks.linear import Linear
 from boltzflow.networks.mlp import MLP, CoordinateFeatures, ResidualMLP
 from boltzflow.networks.pair_field import PairField
 from boltzflow.networks.shallow_field import ShallowField
+from boltzflow.networks.transformer_field import TransformerField
 from boltzflow.networks.vector_field import VectorField
 
-_HOME = {"EGNNField": "egnn_field"}
+_HOME = {"E3NNField": "e3nn_field", "EGNNField": "egnn_field", "PaiNNField": "painn_field"}
 
 __all__ = [
     "MLP",
     "AtomFeatures",
     "CausalTransformer",
     "CoordinateFeatures",
+    "E3NNField",
     "EGNNField",
     "EmbeddedField",
     "FrameField",
     "GraphField",
+    "HollowField",
     "Linear",
+    "PaiNNField",
     "PairField",
     "ResidualMLP",
     "ShallowField",
+    "TransformerField",
     "VectorField",
 ]
 

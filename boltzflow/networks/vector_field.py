@@ -66,6 +66,12 @@ class VectorField(torch.nn.Module, abc.ABC):
         """Both at once, for fields that share work between them."""
         return self(positions, t), self.jacobian(positions, t)
 
+    def velocity_and_divergence(
+        self, positions: Float[Tensor, "batch *event"], t: float | Float[Tensor, " batch"] = 0.0
+    ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
+        """Both at once, for fields that share work between them."""
+        return self(positions, t), self.divergence(positions, t)
+
     def jvp(
         self,
         positions: Float[Tensor, "batch *event"],

@@ -131,6 +131,7 @@ def check_vector_field(
             )
         jacobian, divergence = field.jacobian(positions, times), field.divergence(positions, times)
         both = field.velocity_and_jacobian(positions, times)
+        with_divergence = field.velocity_and_divergence(positions, times)
         by_autograd = VectorField.jacobian(field, positions, times)
     trace = by_autograd.diagonal(dim1=1, dim2=2).sum(1)
     for what, found, expected in (
@@ -138,6 +139,8 @@ def check_vector_field(
         ("divergence instead of autograd", divergence, trace),
         ("velocity_and_jacobian instead of forward", both[0], velocity),
         ("velocity_and_jacobian instead of jacobian", both[1], jacobian),
+        ("velocity_and_divergence instead of forward", with_divergence[0], velocity),
+        ("velocity_and_divergence instead of divergence", with_divergence[1], divergence),
     ):
         _compare(f"{name}: {what}", found, expected, tolerance)
     if field.is_gradient:

@@ -9,13 +9,27 @@ import pytest
 import torch
 
 import boltzflow as bf
-from boltzflow.networks import AtomFeatures, EGNNField, VectorField
+from boltzflow.networks import (
+    AtomFeatures,
+    E3NNField,
+    EGNNField,
+    HollowField,
+    PaiNNField,
+    TransformerField,
+    VectorField,
+)
 from boltzflow.run import make_rng
 from boltzflow.testing import assert_equivariant, check_vector_field
 
 INPUTS = Path(__file__).parents[1] / "inputs"
 SMALL = {"n_layers": 2, "hidden": 6}
-FIELDS = {"egnn": lambda features, dim=3, **options: EGNNField(features, dim, **{**SMALL, **options})}
+FIELDS = {
+    "egnn": lambda features, **options: EGNNField(features, 3, **{**SMALL, **options}),
+    "painn": lambda features, **options: PaiNNField(features, 3, **{**SMALL, "n_basis": 7, **options}),
+    "hollow": lambda features, **options: HollowField(features, 3, **{**SMALL, "n_basis": 7, **options}),
+    "e3nn": lambda features, **options: E3NNField(features, 3, **{**SMALL, "n_tensors": 3, "n_basis": 7, **options}),
+    "transformer": lambda features, **options: TransformerField(features, 3, **{**SMALL, "n_heads": 2, **options}),
+}
 TYPES = [0, 1, 0, 2, 1]
 
 
@@ -117,7 +131,7 @@ def test_one_set_of_weights_for_two_dipeptides(make, dipeptide):
     # what is learned on one is known to the other
     before = view(x, 0.3).detach()
     with torch.no_grad():
-        field.times.bias += 0.5
+        field.times.bias += torch.linspace(0.0, 1.0, 6)
     assert not torch.allclose(view(x, 0.3), before)
     assert field.state_dict().keys() == view.state_dict().keys()
 
@@ -134,5 +148,66 @@ def test_numbers_that_make_no_field(make, wrong):
         make(**{"features": [0, 0], **wrong})
 
 
-def test_egnn_in_two_dimensions():
-    checked(shaken(EGNNField([0] * 4, 2, **SMALL)), positions(4, 2), [range(4)])
+@pytest.mark.parametrize("kind", [EGNNField, PaiNNField, HollowField, TransformerField])
+def test_in_two_dimensions(kind):
+    options = {"n_heads": 2} if kind is TransformerField else {}
+    checked(shaken(kind([0] * 4, 2, **SMALL, **options), std=0.2), positions(4, 2), [range(4)])
+
+
+def test_what_a_field_does_not_go_with_it_does_not_claim():
+    x = positions()
+    handed, free = (shaken(FIELDS[name](TYPES)) for name in ("e3nn", "transformer"))
+    assert (handed.rotates, handed.reflects, free.rotates, free.reflects) == (True, False, False, False)
+    with pytest.raises(AssertionError, match="reflection"):
+        check_vector_field(handed, x, rng=make_rng(3))
+    with pytest.raises(AssertionError, match="rotation"):
+        check_vector_field(free, x, rng=make_rng(3), reflection=False)
+
+
+@pytest.mark.parametrize(("n", "n_layers"), [(7, 0), (7, 1), (13, 2)])
+def test_the_hollow_divergence_is_the_full_trace(n, n_layers):
+    field, x = shaken(HollowField([0] * n, 3, n_layers=n_layers, hidden=6, n_basis=7), std=0.2), positions(n)
+    _, divergence = field.velocity_and_divergence(x, 0.3)
+    with torch.no_grad():
+        trace = VectorField.jacobian(field, x, 0.3).diagonal(dim1=1, dim2=2).sum(1)
+        torch.testing.assert_close(field.divergence(x, 0.3), trace, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(divergence.detach(), trace, rtol=1e-9, atol=1e-9)
+    assert divergence.requires_grad
+
+
+@pytest.mark.parametrize("through", ["parameters", "positions"])
+def test_derivatives_of_the_hollow_divergence_are_those_of_the_trace(through):
+    field, x = shaken(FIELDS["hollow"](TYPES), std=0.2), positions().requires_grad_()
+    by = x if through == "positions" else list(field.parameters())
+    found = torch.autograd.grad(field.divergence(x, 0.3).square().sum(), by, allow_unused=True)
+    trace = VectorField.jacobian(field, x, 0.3).diagonal(dim1=1, dim2=2).sum(1)
+    expected = torch.autograd.grad(trace.square().sum(), by, allow_unused=True)
+    for a, b in zip(found, expected, strict=True):
+        if b is None or not b.any():
+            assert a is None or not a.any()
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_what_moves_an_atom_is_made_without_it():
+    field, x = shaken(FIELDS["hollow"](TYPES), std=0.2), positions()
+    moved = x.clone()
+    moved[:, 1] += 0.3
+    for before, after in zip(field._surroundings(x, 0.3), field._surroundings(moved, 0.3), strict=True):
+        others = [0, 2, 3, 4]
+        torch.testing.assert_close(after[:, 1, others], before[:, 1, others])
+        assert (after[:, 0, others[1:]] - before[:, 0, others[1:]]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        (E3NNField, {"n_dimensions": 2}, "3 dimensions"),
+        (E3NNField, {"n_layers": 1}, "left from right"),
+        (TransformerField, {"n_heads": 5}, "multiple of the heads"),
+        (PaiNNField, {"reach": 0.0}, "positive reach"),
+    ],
+)
+def test_sizes_that_make_no_field(kind, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**{"features": [0, 0], "n_dimensions": 3, **wrong})
