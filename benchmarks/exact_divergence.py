@@ -4,7 +4,8 @@ All methods see the same network with the same random weights and the same posit
 `VectorField.divergence` as the field defines it: D backward passes for `HollowField`, closed forms for `PairField` and
 `EmbeddedField`, one backward pass per coordinate for all others. "vmap" is the trace of the Jacobian by
 `torch.func.jacrev` under `torch.func.vmap`; where torch-geometric sums in place, which vmap refuses, the batch stays
-and only the backward passes go through vmap. Seconds are of CPU time, one thread, one call after a smaller one to warm up.
+and only the backward passes go through vmap. Seconds are of CPU time, one thread, one call after a smaller one to warm
+up.
 
     python benchmarks/exact_divergence.py [--sizes 13 22 55] [--output FILE]
 """
