@@ -40,6 +40,8 @@ class FrameField(VectorField):
         torch.Size([7, 5, 3])
     """
 
+    rotates = True
+
     def __init__(
         self,
         n_particles: int,
