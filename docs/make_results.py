@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from results_common import MISSING, Row, load, number, pm, provenance, table
+from results_continuous_flows import COMMAND as CONTINUOUS_COMMAND
+from results_continuous_flows import continuous_flows, continuous_flows_distances, continuous_flows_published
 from results_coupling import coupling
 from results_flow_perturbation import flow_perturbation
 from results_glass import glass, glass_reach
@@ -518,6 +520,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "glass_flow_weights": glass_flow_weights,
     "from glass_flow": lambda: provenance("glass_flow", "python benchmarks/glass_flow.py"),
     "from alanine_dipeptide": lambda: provenance("alanine_dipeptide", "python benchmarks/alanine_dipeptide.py"),
+    "continuous flows": continuous_flows,
+    "continuous flows distances": continuous_flows_distances,
+    "continuous flows published": continuous_flows_published,
+    "from continuous flows": lambda: provenance("continuous_flows", CONTINUOUS_COMMAND),
     "hexapeptide": hexapeptide,
     "hexapeptide curve": hexapeptide_curve,
     "hexapeptide maps": hexapeptide_maps,

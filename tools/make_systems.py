@@ -430,6 +430,8 @@ def _recipes(definition: Definition, system: System) -> str:
         "self_weighted": "stage 2: on the model's own weighted samples",
         "energy_only_1_cooling": "without data, stage 1: path gradients while the temperature falls",
         "energy_only": "stage 2: buffers of weighted samples at the temperature of the system",
+        "continuous_1_start": "stage 1 of a continuous flow: a product of marginals of internal coordinates",
+        "continuous": "stage 2: Cartesian Euler steps along a velocity field, by path gradients",
         "parallel_tempering": "one ensemble, all temperatures weighted by MBAR",
         "molecular_dynamics": "plain OpenMM molecular dynamics",
         "real_nvp": "a published baseline to compare with: RealNVP in mixed coordinates",

@@ -1,0 +1,83 @@
+"""Tables of the continuous flows that ship: effective samples and distances, beside reported numbers."""
+
+from results_common import MISSING, Row, load, number, pm, table
+
+__all__ = ["COMMAND", "continuous_flows", "continuous_flows_distances", "continuous_flows_published"]
+
+COMMAND = "python benchmarks/continuous_flows.py"
+NAMES = {"dw4": "DW4", "lj13": "LJ13", "alanine_dipeptide_ff99sbildn": "alanine dipeptide, Cartesian"}
+KLEIN = "[arXiv:2306.15030](https://arxiv.org/abs/2306.15030): reported, not confirmed"
+# system, method, ESS %, where it is from
+PUBLISHED = (
+    ("dw4", "equivariant OT flow matching; OT; likelihood", "88.7; 92.4; 86.9", KLEIN),
+    ("lj13", "equivariant OT flow matching; OT; likelihood", "57.6; 54.4; 39.8", KLEIN),
+    ("alanine_dipeptide_ff99sbildn", "ECNF++; ECNF", "27.5; 11.9", "reported, not confirmed"),
+    ("alanine_dipeptide_ff99sbildn", "FALCON-A; FALCON", "9.7; 6.7", "reported, not confirmed"),
+    (
+        "alanine_dipeptide_ff99sbildn",
+        "SBG, the largest 0.2 % of weights left out",
+        "3.0",
+        "[arXiv:2502.18462](https://arxiv.org/abs/2502.18462): reported, not confirmed",
+    ),
+)
+
+
+def _percent(value: float | None) -> str:
+    return "none" if value is None else f"{100 * value:.1f} %"
+
+
+def continuous_flows() -> str:
+    """Efficiency and cost of every shipped checkpoint."""
+    found = load("continuous_flows")
+    head = (
+        "system",
+        "ESS, n = 10⁴, nothing filtered",
+        "of where it starts",
+        "k-hat",
+        "forward ESS",
+        "⟨u⟩",
+        "⟨u⟩ by parallel tempering",
+        "NLL",
+        "path length",
+        "steps, parameters",
+        "forces of training",
+    )
+    rows: list[Row] = []
+    for key, one in ({} if found is None else found["results"]["systems"]).items():
+        ess = one["ess_fractions"]
+        mean, spread = sum(ess) / len(ess), one["ess_fraction_bootstrap"]
+        rows.append(
+            (
+                NAMES[key],
+                f"**{100 * mean:.1f} ± {100 * spread:.1f} %**",
+                _percent(one["ess_fraction_of_the_start"]),
+                f"{one['pareto_k']:.2f}",
+                _percent(one["forward_ess_fraction"]),
+                pm(one["mean_reduced_energy"], one["mean_reduced_energy_error"], 3),
+                pm(one["mean_reduced_energy_reference"], one["mean_reduced_energy_reference_error"], 3),
+                f"{one['nll']:.2f}",
+                f"{one['path_length']:.2f}",
+                f"{one['n_flow_steps']}, {number(one['n_parameters'])}",
+                f"{one['n_force_training'] / 1e6:.1f}·10⁶",
+            )
+        )
+    return table(head, rows or [(MISSING, *[""] * (len(head) - 1))])
+
+
+def continuous_flows_distances() -> str:
+    """Wasserstein distances from frames of parallel tempering."""
+    found = load("continuous_flows")
+    head = ("system", "E-W2, kT: reweighted", "proposals", "frames", "T-W2, rad: reweighted", "proposals", "frames")
+    rows: list[Row] = []
+    for key, one in ({} if found is None else found["results"]["systems"]).items():
+        cells = [f"{one[name]:.3f}" for name in ("energy_w2", "energy_w2_proposal", "energy_w2_floor")]
+        names = ("torsion_w2", "torsion_w2_proposal", "torsion_w2_floor")
+        cells += [f"{one[name]:.3f}" if name in one else "" for name in names]
+        rows.append((NAMES[key], *cells))
+    return table(head, rows or [(MISSING, *[""] * (len(head) - 1))])
+
+
+def continuous_flows_published() -> str:
+    """Reported effective sample sizes of the same systems."""
+    rows = [(NAMES[key], method, ess, source) for key, method, ess, source in PUBLISHED]
+    return table(("system", "method", "ESS, %", "source"), rows)
