@@ -84,6 +84,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "ChiSquared": ("dieng2017", "midgley2023"),
     "Cooling": ("schopmans2025",),
     "CoverageLikelihood": ("midgley2023",),
+    "ForceLikelihood": ("vaitl2024", "vaitl2025"),
     "LogVariance": ("richter2020", "sendera2024"),
     "MassTransport": ("klitzing2025",),
     "MaximumLikelihood": ("noe2019",),

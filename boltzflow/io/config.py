@@ -194,6 +194,9 @@ class ObjectiveConfig(Section):
     """What is minimised: a weighted sum of the terms whose weight is not 0."""
 
     likelihood: float = Field(1.0, ge=0, description="Weight of the negative log-likelihood of the data.")
+    force_likelihood: float = Field(
+        0.0, ge=0, description="The same by path gradients: the data give their forces, evaluated once, for less noise."
+    )
     reverse_kl: float = Field(0.0, ge=0, description="Weight of the reverse KL divergence (energy training).")
     path_gradient: bool = Field(
         default=False, description="Drop the zero-mean score term from the reverse-KL gradient."
@@ -225,6 +228,7 @@ class ObjectiveConfig(Section):
         """Names by which `boltzflow.cite` finds the references of the terms that have a weight."""
         weights = {
             "MaximumLikelihood": self.likelihood,
+            "ForceLikelihood": self.force_likelihood,
             "CoverageLikelihood": self.coverage,
             "ReverseKL": self.reverse_kl,
             "path gradient": self.reverse_kl * self.path_gradient,

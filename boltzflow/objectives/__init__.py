@@ -10,6 +10,7 @@ from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.decisions import decision_term
 from boltzflow.objectives.fit_transport import TransportFit, fit_transport
 from boltzflow.objectives.flow_matching import FlowMatching
+from boltzflow.objectives.force_likelihood import ForceLikelihood
 from boltzflow.objectives.likelihood import MaximumLikelihood
 from boltzflow.objectives.log_variance import LogVariance
 from boltzflow.objectives.mass_transport import ConstrainedStep, MassTransport, constrained_step
@@ -32,6 +33,7 @@ __all__ = [
     "Cooling",
     "CoverageLikelihood",
     "FlowMatching",
+    "ForceLikelihood",
     "LogVariance",
     "MassTransport",
     "MaximumLikelihood",

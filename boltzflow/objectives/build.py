@@ -9,6 +9,7 @@ from boltzflow.objectives.chi_squared import ChiSquared
 from boltzflow.objectives.cooling import Cooling
 from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.flow_matching import FlowMatching
+from boltzflow.objectives.force_likelihood import ForceLikelihood
 from boltzflow.objectives.likelihood import MaximumLikelihood
 from boltzflow.objectives.log_variance import LogVariance
 from boltzflow.objectives.mass_transport import MassTransport
@@ -89,6 +90,8 @@ def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Obj
         known = generator.joint()[0].is_bijective
         likelihood = MaximumLikelihood(generator) if known else PathLikelihood(generator, target)
         terms.append((config.likelihood, likelihood))
+    if config.force_likelihood > 0:
+        terms.append((config.force_likelihood, ForceLikelihood(generator, target)))
     if config.coverage > 0:
         terms.append((config.coverage, CoverageLikelihood(generator, target)))
     if config.reverse_kl > 0:
@@ -126,8 +129,8 @@ def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Obj
         terms.append((config.flow_matching.weight, matching))
     if not terms:
         raise ValueError(
-            "objective: every weight is 0; set objective.likelihood, coverage, reverse_kl, self_forward_kl, "
-            "self_reverse_kl, path_forward_kl, path_reverse_kl, chi_squared, log_variance, "
+            "objective: every weight is 0; set objective.likelihood, force_likelihood, coverage, reverse_kl, "
+            "self_forward_kl, self_reverse_kl, path_forward_kl, path_reverse_kl, chi_squared, log_variance, "
             "log_dispersion, flow_matching.weight or bootstrap.weight above 0."
         )
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Mixture(terms)

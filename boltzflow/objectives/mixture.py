@@ -4,6 +4,8 @@ import torch
 
 from boltzflow._typing import Float, Tensor
 from boltzflow.objectives.objective import Objective, Step
+from boltzflow.run import Context, Ledger
+from boltzflow.state import State
 
 __all__ = ["Mixture"]
 
@@ -47,3 +49,9 @@ class Mixture(Objective):
             total = total + weight * loss
             logged.update(numbers)
         return total, logged
+
+    def prepare(self, data: State, context: Context | None, ledger: Ledger) -> State:
+        """What every term prepares."""
+        for term in self.terms:
+            data = term.prepare(data, context, ledger)
+        return data

@@ -58,6 +58,16 @@ class Objective(torch.nn.Module, abc.ABC):
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Loss of one step, a scalar, and detached scalars to log by name."""
 
+    def prepare(self, data: State, context: Context | None, ledger: Ledger) -> State:
+        """The training data with all that is evaluated of them once and for all; called before the first step.
+
+        Args:
+            data: All rows.
+            context: Passed on to Targets.
+            ledger: Where target evaluations are counted.
+        """
+        return data
+
     def memory(self) -> dict:
         """What a checkpoint needs besides the parameters to continue exactly: tensors and plain values."""
         return {}

@@ -8,6 +8,8 @@ import torch
 
 from boltzflow._typing import Float, Tensor
 from boltzflow.objectives.objective import Objective, Step
+from boltzflow.run import Context, Ledger
+from boltzflow.state import State
 
 __all__ = ["Sequence"]
 
@@ -43,6 +45,12 @@ class Sequence(Objective):
         """What the phase of the step returns."""
         self._current = max(k for k, start in enumerate(self.starts) if start <= step.index)
         return self.phases[self._current](replace(step, index=step.index - self.starts[self._current]))
+
+    def prepare(self, data: State, context: Context | None, ledger: Ledger) -> State:
+        """What every phase prepares."""
+        for phase in self.phases:
+            data = phase.prepare(data, context, ledger)
+        return data
 
     def memory(self) -> dict:
         """That of the current phase, and which it is."""

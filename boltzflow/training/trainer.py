@@ -171,6 +171,8 @@ class Trainer:
             NonFiniteEnergyError: If loss or gradient were not finite for many steps in a row.
         """
         self._check_shards()
+        if self.data is not None:
+            self.data = self._own_objective.prepare(self.data, self.context, self._own_ledger)
         show = (sys.stderr.isatty() if progress is None else progress) and self.world.is_first
         with tqdm(total=self.config.steps, initial=self.step, desc="train", disable=not show) as bar:
             while self.step < self.config.steps:

@@ -89,16 +89,39 @@ class EulerFlow(Bijection):
         carried = score[self.name]
         for k in range(self.n_steps):
             t = k / self.n_steps
-            with torch.enable_grad():
-                leaf = x.detach().requires_grad_()
-                jacobian = self.field.jacobian(leaf, t)
-                log_det = self._log_det(jacobian)
-                slope = torch.autograd.grad(log_det.sum(), leaf)[0] if log_det.requires_grad else 0.0
-            with torch.no_grad():
-                carried = self._newton_step(carried - slope, jacobian.mT)
+            jacobian, log_det, slope = self._slope(x, t)
+            carried = self._newton_step(carried - slope, jacobian.mT)
             x = x + self.field(x, t) / self.n_steps
-            ratio = ratio + log_det.detach()
+            ratio = ratio + log_det
         return state.replace(**{self.name: x}), ratio, {**score, self.name: carried}
+
+    def reverse_with_score(
+        self, state: State, run: Run, score: Mapping[str, Tensor]
+    ) -> tuple[State, Float64[Tensor, " batch"], dict[str, Tensor]]:
+        """As for every Bijection, step by step; the log-ratio has no autograd history here.
+
+        The parameters then enter by the solutions alone, as in `forward_with_score` by the velocities.
+        """
+        x, ratio = state[self.name], torch.zeros(len(state), dtype=torch.float64, device=state.device)
+        carried = score[self.name]
+        for k in reversed(range(self.n_steps)):
+            t = k / self.n_steps
+            x = self._solved(x, t)
+            jacobian, log_det, slope = self._slope(x, t)
+            carried = slope + (carried.double().flatten(1)[:, None] @ self._matrix(jacobian)).reshape(x.shape).to(x)
+            ratio = ratio - log_det
+        return state.replace(**{self.name: x}), ratio, {**score, self.name: carried}
+
+    def _slope(self, x: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor]:
+        """∂v/∂x, log|det(1 + ∂v/∂x/n)| and its derivative by x; without autograd history."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            jacobian = self.field.jacobian(leaf, t)
+            log_det = self._log_det(jacobian)
+            if not log_det.requires_grad:
+                return jacobian.detach(), log_det, torch.zeros_like(leaf)
+            (slope,) = torch.autograd.grad(log_det.sum(), leaf)
+        return jacobian.detach(), log_det.detach(), slope
 
     def _matrix(self, jacobian: Tensor) -> Float64[Tensor, "batch coordinates coordinates"]:
         eye = torch.eye(jacobian.shape[1], dtype=torch.float64, device=jacobian.device)
