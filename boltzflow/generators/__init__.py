@@ -8,6 +8,7 @@ from boltzflow.generators.continuous_flow import continuous_flow
 from boltzflow.generators.families import build_generator
 from boltzflow.generators.generator import Generator, GeneratorTarget, Trajectory
 from boltzflow.generators.internal_spline import internal_spline_flow
+from boltzflow.generators.perturbed_smc import perturbed_smc
 from boltzflow.generators.schedule import Schedule, conditional_ess, find_schedule
 from boltzflow.generators.stochastic_flow import stochastic_flow
 
@@ -25,6 +26,7 @@ __all__ = [
     "continuous_flow",
     "find_schedule",
     "internal_spline_flow",
+    "perturbed_smc",
     "run_pilot",
     "smc",
     "stochastic_block",

@@ -1,5 +1,6 @@
 """Annealing paths between a base and a Target."""
 
+from boltzflow.paths.noisy import NoisyBase, perturbed_path
 from boltzflow.paths.path import GeometricPath, MixtureLevel, Path, SquaredPath, TemperedPath
 from boltzflow.paths.pullback import PullbackPath, PullbackTarget
 from boltzflow.paths.schedule import LearnedSchedule
@@ -8,9 +9,11 @@ __all__ = [
     "GeometricPath",
     "LearnedSchedule",
     "MixtureLevel",
+    "NoisyBase",
     "Path",
     "PullbackPath",
     "PullbackTarget",
     "SquaredPath",
     "TemperedPath",
+    "perturbed_path",
 ]

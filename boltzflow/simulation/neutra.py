@@ -15,6 +15,7 @@ from boltzflow.state import State
 from boltzflow.targets.target import Target
 from boltzflow.transitions.hmc import HMC
 from boltzflow.transitions.metropolis import MetropolisKernel
+from boltzflow.transitions.transition import Bijection, Drop
 
 if TYPE_CHECKING:
     from boltzflow.generators.generator import Generator
@@ -32,8 +33,11 @@ class NeuTra(ParallelTempering):
 
     Every force costs one force of the Target and a pass forward and back through the Generator.
 
+    From a `NoisyBase` through `[flow, DropNoise(flow.n_noises)]` the chains move the noise of flow perturbation
+    together with the latent positions, and need no determinant: the images are samples of the Target all the same.
+
     Args:
-        generator: Bijective, of the dtype in which chains run (float64).
+        generator: Bijective but for what it drops at its end, of the dtype in which chains run (float64).
         target: What is sampled, in its own coordinates.
         n_chains: Independent ladders; they start from samples of the generator.
         temperatures: As in `ParallelTempering`; u − log|det| is tempered. Only the coldest walkers can be kept.
@@ -43,7 +47,7 @@ class NeuTra(ParallelTempering):
         seed: Random by default, and kept.
 
     Raises:
-        TypeError: If the generator has a step that is not a Bijection.
+        TypeError: If the generator has a step that draws something.
         NonFiniteEnergyError: If too few samples of the generator have a finite energy to start from.
 
     References:
@@ -63,7 +67,7 @@ class NeuTra(ParallelTempering):
         context: Context | None = None,
         seed: int | None = None,
     ) -> None:
-        if not generator.is_bijective:
+        if not all(isinstance(step, Bijection | Drop) for step in generator.transitions):
             raise TypeError("NeuTra: the generator has a step that is not a Bijection, so there is no pull-back.")
         self._generator, self._image_fields = generator, tuple(target.fields)
         seed = new_seed() if seed is None else seed

@@ -24,6 +24,7 @@ from boltzflow.transitions.particle_moves import (
 from boltzflow.transitions.placement import DropPlacement
 from boltzflow.transitions.resampling import SystematicResampling
 from boltzflow.transitions.rigid_move import RigidMove
+from boltzflow.transitions.rotation_hmc import RotationHMC
 from boltzflow.transitions.swap import swap_neighbours
 from boltzflow.transitions.torsion_block_flow import TorsionBlockFlow
 from boltzflow.transitions.torsion_blocks import FAMILIES, TorsionBlocks, torsion_blocks
@@ -69,6 +70,7 @@ __all__ = [
     "PerturbedFlow",
     "RandomWalkMetropolis",
     "RigidMove",
+    "RotationHMC",
     "SpeciesSwap",
     "SplineCoupling",
     "SystematicResampling",

@@ -8,7 +8,7 @@ from boltzflow.transitions.step_size import at_least_one
 from boltzflow.transitions.transition import Drop, Transition
 from boltzflow.transitions.velocities import normal_energy
 
-__all__ = ["NOISE", "DrawNoise", "DropNoise", "centred_directions", "require_isotropic"]
+__all__ = ["NOISE", "DrawNoise", "DropNoise", "centred_directions", "noise_space", "require_isotropic"]
 
 NOISE = "_noise"
 """Suffix of the name of a field of noise."""
@@ -35,6 +35,11 @@ def centred_directions(
     """Standard normal directions in the space of a field: without their means where it excludes translations."""
     noise = run.normal(like.detach()[:, None].expand(-1, n, *like.shape[1:]))
     return noise if moves_centre(space) else noise - noise.mean(-2, keepdim=True)
+
+
+def noise_space(space: Space, n: int) -> Space:
+    """Where n directions in the space of a field live, of as many degrees of freedom each."""
+    return Space("line", (n, *space.shape), n * space.dimension)
 
 
 class DrawNoise(Transition):
@@ -109,8 +114,8 @@ def _with_noise(state: State, name: str, n: int, run: Run) -> State:
     if name + NOISE in state:
         raise ValueError(f"DrawNoise: the State has a field {name + NOISE!r} already; drop it first.")
     space = state.spaces[name]
-    of_noise = Space("line", (n, *space.shape), n * space.dimension)
-    joint = state.with_fields({name + NOISE: centred_directions(state[name], space, n, run)}, {name + NOISE: of_noise})
+    noise = centred_directions(state[name], space, n, run)
+    joint = state.with_fields({name + NOISE: noise}, {name + NOISE: noise_space(space, n)})
     # Targets do not read the noise, so what they evaluated stays true
     return State(joint.fields, joint.spaces, state.evaluations)
 

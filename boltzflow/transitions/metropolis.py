@@ -47,10 +47,11 @@ def moved_fields(state: State, run: Run) -> tuple[str, ...]:
 
 
 def moves_centre(space: Space) -> bool:
-    """Whether steps may move the centre of the particles: not where an (n, D) field has no translations."""
-    return not (
-        space.kind == "line" and len(space.shape) == 2 and space.dimension <= (space.shape[0] - 1) * space.shape[1]
-    )
+    """Whether steps may move the centre of particles: not where an (n, D) field, or several, has no translations."""
+    if space.kind != "line" or len(space.shape) < 2:
+        return True
+    *several, n, d = space.shape
+    return space.dimension > math.prod(several) * (n - 1) * d
 
 
 def wrap(x: Tensor, space: Space) -> Tensor:
