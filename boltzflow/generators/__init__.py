@@ -6,6 +6,7 @@ from boltzflow.generators.autoregressive_flow import autoregressive_flow
 from boltzflow.generators.blocks import BLOCKS, stochastic_block
 from boltzflow.generators.continuous_flow import continuous_flow
 from boltzflow.generators.families import build_generator
+from boltzflow.generators.fields import build_field
 from boltzflow.generators.generator import Generator, GeneratorTarget, Trajectory
 from boltzflow.generators.internal_spline import internal_spline_flow
 from boltzflow.generators.perturbed_smc import perturbed_smc
@@ -21,6 +22,7 @@ __all__ = [
     "annealed_family",
     "annealed_importance",
     "autoregressive_flow",
+    "build_field",
     "build_generator",
     "conditional_ess",
     "continuous_flow",

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from boltzflow.errors import UnsupportedForceError
+from boltzflow.generators.fields import build_field
 from boltzflow.generators.generator import Generator
 from boltzflow.generators.internal_spline import internal_spline_flow
 from boltzflow.generators.normal_base import normal_base
 from boltzflow.io.config import GeneratorConfig
 from boltzflow.io.continuous_config import ContinuousConfig
-from boltzflow.networks import EmbeddedField, FrameField, PairField, VectorField
+from boltzflow.networks import AtomFeatures, VectorField
 from boltzflow.transitions.euler_flow import EulerFlow
 from boltzflow.transitions.flow_perturbation import PerturbedFlow
 
@@ -26,7 +27,8 @@ def continuous_flow(system: "SystemFolder", config: GeneratorConfig) -> Generato
     Identical particles start from a normal distribution, and the field goes with their permutations and with
     reflections. A molecule starts from an `internal_spline_flow`; without couplings (`n_couplings: 0`) that is a
     product of marginals of internal coordinates and a linear map of the stiff ones: it knows bonds, angles and the
-    hand of every centre, and nothing that torsions do to one another. Every atom is then a type of its own.
+    hand of every centre, and nothing that torsions do to one another. Graph networks see its elements, residues and
+    bonds; for all other fields every atom is a type of its own.
 
     Args:
         system: A molecule, or an analytic energy of identical particles without a centre of mass.
@@ -49,7 +51,9 @@ def continuous_flow(system: "SystemFolder", config: GeneratorConfig) -> Generato
             )
         start = internal_spline_flow(system, config)
         reach = float(torch.pdist(system.positions.double()).max()) if settings.reach is None else settings.reach
-        field = _field(list(range(system.n_atoms)), 3, reach, config, frame=system.zmatrix.order[:3].tolist())
+        unit = 0.1 if settings.unit is None else settings.unit
+        features, frame = AtomFeatures.of_topology(system.topology), system.zmatrix.order[:3].tolist()
+        field = build_field(settings, features, 3, reach=reach, unit=unit, seed=config.mask_seed, frame=frame)
         return Generator(start.base, [*start.transitions, _steps(field, settings, "positions")])
     if system.target.measure != "mean-free":
         raise UnsupportedForceError(
@@ -59,34 +63,10 @@ def continuous_flow(system: "SystemFolder", config: GeneratorConfig) -> Generato
     base = normal_base(system.target, scale=settings.base_scale)
     ((name, space),) = base.fields.items()
     reach = 5.0 * settings.base_scale if settings.reach is None else settings.reach
-    field = _field([0] * space.shape[0], space.shape[1], reach, config)
+    unit = settings.base_scale if settings.unit is None else settings.unit
+    types, n_dimensions = [0] * space.shape[0], space.shape[1]
+    field = build_field(settings, types, n_dimensions, reach=reach, unit=unit, seed=config.mask_seed)
     return Generator(base, [_steps(field, settings, name)])
-
-
-def _field(
-    types: list[int], n_dimensions: int, reach: float, config: GeneratorConfig, *, frame: list[int] | None = None
-) -> VectorField:
-    settings = config.continuous
-    with torch.random.fork_rng(devices=[]):
-        # initial weights are a function of the configuration alone, whatever was drawn before
-        torch.manual_seed(config.mask_seed)
-        if settings.field == "pair":
-            return PairField(types, n_dimensions, reach=reach, n_basis=settings.n_basis, n_times=settings.n_times)
-        if settings.field == "frame":
-            if frame is None:
-                raise UnsupportedForceError(
-                    "continuous_flow: identical particles have no frame of three of them; set "
-                    "generator.continuous.field to embedded or pair."
-                )
-            return FrameField(len(types), frame=frame, scale=0.25 * reach, hidden=[settings.hidden] * 2)
-        return EmbeddedField(
-            types,
-            n_dimensions,
-            reach=reach,
-            hidden=settings.hidden,
-            n_features=settings.n_features,
-            n_basis=settings.n_basis,
-        )
 
 
 def _steps(field: VectorField, settings: ContinuousConfig, name: str) -> EulerFlow | PerturbedFlow:

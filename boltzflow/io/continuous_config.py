@@ -19,10 +19,12 @@ class PerturbationConfig(Section):
 class ContinuousConfig(Section):
     """The field and the steps of a `continuous_flow`."""
 
-    field: Literal["embedded", "pair", "frame"] = Field(
+    field: Literal["embedded", "pair", "frame", "egnn", "painn", "hollow", "e3nn", "transformer"] = Field(
         "embedded",
         description="embedded: pair velocities that know the surroundings; pair: of the distance alone; frame: a dense "
-        "network that sees one molecule in a frame of its own.",
+        "network that sees one molecule in a frame of its own; egnn, painn: equivariant graph networks; hollow: painn "
+        "with a cheap divergence; e3nn: tensors that know left from right; transformer: attention without rotations. "
+        "The Jacobians of the last five take one backward pass per coordinate: exact, and slow.",
     )
     base_scale: float = Field(1.0, gt=0, description="Standard deviation of the base.")
     n_steps: int = Field(10, ge=1, description="Euler steps; the weights are exact whatever their number.")
@@ -35,7 +37,17 @@ class ContinuousConfig(Section):
     reach: float | None = Field(
         None, gt=0, description="Centre of the last Gaussian of the distance; None = 5 base_scale."
     )
-    hidden: int = Field(64, ge=1, description="embedded and frame: width of the networks.")
+    unit: float | None = Field(
+        None,
+        gt=0,
+        description="egnn, painn, hollow, e3nn, transformer: length in which they see positions; None = base_scale, or "
+        "0.1 nm for molecules.",
+    )
+    hidden: int = Field(64, ge=1, description="Width of the networks; of e3nn and painn the scalars per atom.")
+    n_layers: int = Field(3, ge=1, description="egnn, painn, hollow, e3nn, transformer: layers.")
+    n_heads: int = Field(4, ge=1, description="transformer: heads of attention.")
+    n_tensors: int = Field(16, ge=1, description="e3nn: tensors of every other order per atom.")
+    order: int = Field(2, ge=1, description="e3nn: highest order of the tensors.")
     n_features: int = Field(16, ge=1, description="embedded: features of the surroundings.")
     n_basis: int = Field(32, ge=2, description="Gaussians of the distance.")
     n_times: int = Field(6, ge=1, description="pair: knots of time.")
@@ -49,4 +61,9 @@ class FlowMatchingConfig(Section):
         "optimal matched",
         description="optimal: pairs of a batch by assignment; matched: permutes identical particles and rotates; "
         "equivariant: assignment by the distances that are left after matching all pairs, then matched.",
+    )
+    rotated: bool = Field(
+        default=False,
+        description="Turn both ends of every pair by one random rotation; for fields that do not go with rotations "
+        "(transformer).",
     )

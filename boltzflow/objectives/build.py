@@ -125,7 +125,8 @@ def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Obj
     if config.bootstrap.weight > 0:
         terms.append((config.bootstrap.weight, _bootstrap(generator, target, config.bootstrap)))
     if config.flow_matching.weight > 0:
-        matching = FlowMatching(generator, pairs=config.flow_matching.pairs)
+        of_pairs = config.flow_matching
+        matching = FlowMatching(generator, pairs=of_pairs.pairs, rotated=of_pairs.rotated)
         terms.append((config.flow_matching.weight, matching))
     if not terms:
         raise ValueError(

@@ -35,7 +35,11 @@ class FlowMatching(Objective):
             the data towards its partner; "optimal matched" does the one and then the other; "equivariant" assigns by
             the distances that are left after matching all pairs, see `boltzflow.coordinates.couple`.
         permuted: Groups of interchangeable particles, for matching; None = those of one type of the field.
-        rotations: "proper", or "all" where the field goes with reflections too; None = as the field does.
+        rotations: "proper", or "all" where the field goes with reflections too; None = as the field does. Flows that
+            do not start from a mean-free normal distribution, such as those of molecules of one hand and labelling,
+            have None = "proper", and nothing to permute.
+        rotated: Turn the ends of every pair by one random rotation, so that a field without that symmetry learns it:
+            right where the target has it.
 
     Raises:
         TypeError: If the Generator has not exactly one such flow, or its field does not say what it goes with.
@@ -56,6 +60,7 @@ class FlowMatching(Objective):
         pairs: Pairs = "independent",
         permuted: Sequence[Sequence[int]] | None = None,
         rotations: Literal["proper", "all"] | None = None,
+        rotated: bool = False,
     ) -> None:
         super().__init__(generator)
         flows = [k for k, t in enumerate(generator.transitions) if isinstance(t, EulerFlow | PerturbedFlow)]
@@ -67,9 +72,11 @@ class FlowMatching(Objective):
         field = generator.transitions[self._place].field
         if pairs in ("matched", "optimal matched", "equivariant"):
             _check_alike(field, permuted, rotations)
-        self.pairs = pairs
-        self.permuted = _groups(field.types or ()) if permuted is None else permuted
-        self.rotations = rotations or ("all" if field.reflects else "proper")
+        self.pairs, self.rotated = pairs, rotated
+        # what comes before the flow may have taken a hand and an order of labels
+        is_symmetric = self._place == 0 and generator.base.measure == "mean-free"
+        self.permuted = _groups(field.types or () if is_symmetric else ()) if permuted is None else permuted
+        self.rotations = rotations or ("all" if is_symmetric and field.reflects else "proper")
 
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean squared error per coordinate."""
@@ -107,6 +114,9 @@ class FlowMatching(Objective):
             x1 = couple(x1, x0, permuted=self.permuted, rotations=self.rotations)
         if "matched" in self.pairs:
             x1 = match(x1, x0, permuted=self.permuted, rotations=self.rotations)
+        if self.rotated:
+            turns = _random_rotations(len(x0), x0.shape[-1], step.rng).to(x0)
+            x0, x1 = x0 @ turns, x1 @ turns
         return x0, x1
 
 
@@ -148,3 +158,12 @@ def _groups(types: Sequence[int]) -> list[list[int]]:
     """Particles of every type that has more than one."""
     groups = [[k for k, one in enumerate(types) if one == kind] for kind in sorted(set(types))]
     return [group for group in groups if len(group) > 1]
+
+
+def _random_rotations(n: int, dim: int, rng: torch.Generator) -> Float[Tensor, "n dim dim"]:
+    """Proper rotations, uniform."""
+    q, r = torch.linalg.qr(torch.randn(n, dim, dim, dtype=torch.float64, device=rng.device, generator=rng))
+    q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
+    flip = torch.ones_like(q[:, 0])
+    flip[:, 0] = torch.linalg.det(q).sign()
+    return q * flip[:, None]

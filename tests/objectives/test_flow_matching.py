@@ -142,3 +142,30 @@ def test_data_of_another_kind_are_refused():
     fewer = MeanFreeGaussian(3, 2).double().sample(20, make_rng(7))
     with pytest.raises(ValueError, match=r"expected data with 'positions' of shape \(4, 2\), got .*\(3, 2\)"):
         objective(Step(make_rng(1), data=fewer))
+
+
+@pytest.mark.parametrize("pairs", ["independent", "optimal"])
+def test_rotated_pairs_forget_how_the_data_lie(pairs):
+    x = torch.tensor([[1.0, 0.5], [-1.0, 0.5], [0.5, -1.0], [-0.5, 0.0]], dtype=torch.float64)
+    rows = MeanFreeGaussian(4, 2).double().state(x.expand(400, 4, 2))
+    ends = {}
+    for rotated in (False, True):
+        objective = FlowMatching(generator(Scaling()), pairs=pairs, rotated=rotated)
+        ends[rotated] = objective._ends(Step(make_rng(1), data=rows), "positions")
+    lengths = [(x1 - x0).flatten(1).norm(dim=1) for x0, x1 in ends.values()]
+    torch.testing.assert_close(*lengths)  # both ends turn together
+    angles = torch.atan2(ends[True][1][:, 0, 1], ends[True][1][:, 0, 0])
+    for k in (1, 2):
+        assert max(abs((k * angles).cos().mean()), abs((k * angles).sin().mean())) < 4 * (0.5 / 400) ** 0.5
+    # rotations, not reflections: the order of the particles around the centre stays
+    area = ends[True][1][:, 0, 0] * ends[True][1][:, 1, 1] - ends[True][1][:, 0, 1] * ends[True][1][:, 1, 0]
+    torch.testing.assert_close(area, torch.full_like(area, 1.0))
+
+
+def test_what_comes_before_a_flow_keeps_hand_and_labels():
+    field = EmbeddedField([0, 0, 1, 1], 2, reach=4.0, hidden=4).double()
+    base = MeanFreeGaussian(4, 2).double()
+    alone = FlowMatching(Generator(base, [EulerFlow(field)]), pairs="matched")
+    after = FlowMatching(Generator(base, [Double(), EulerFlow(field)]), pairs="matched")
+    assert (alone.permuted, alone.rotations) == ([[0, 1], [2, 3]], "all")
+    assert (after.permuted, after.rotations) == ([], "proper")
