@@ -62,6 +62,10 @@ class PairTarget(Target):
             component.index_add_(0, self._pairs[1], pull).index_add_(0, self._pairs[0], pull, alpha=-1)
         return u.detach(), {"positions": force.permute(2, 1, 0).contiguous()}
 
+    def wrap(self, positions: Float[Tensor, "*batch n dim"]) -> Float[Tensor, "*batch n dim"]:
+        """The same configuration with its centre at the origin, where chains with unequal masses may have left it."""
+        return positions - positions.mean(-2, keepdim=True)
+
     def _differences(self, x: Tensor) -> list[Float[Tensor, "pairs batch"]]:
         """x_i − x_j of every pair, by component. With the batch last, gathering moves whole rows: 8 times faster."""
         return [
