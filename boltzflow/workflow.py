@@ -23,6 +23,7 @@ from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from boltzflow.io.config import RunConfig, differences
 from boltzflow.io.provenance import method_names
+from boltzflow.io.topology import other_order, topology_to_json
 from boltzflow.objectives import build_objective
 from boltzflow.pilot import pilot
 from boltzflow.reference import simulate
@@ -37,6 +38,8 @@ __all__ = ["cross_log_weights", "path_log_weights", "sample_to_file", "simulate"
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_FRACTION = 0.01
+OF_STEPS = ("n_steps", "solver", "tolerance", "weights", "perturbation")
+"""Keys of `continuous` that say how steps are made along a field."""
 SAVE_EVERY = 30.0
 """Seconds between writes of an ensemble that is being sampled."""
 
@@ -53,7 +56,7 @@ def training_data(
         device: Of the returned State.
 
     Raises:
-        CheckpointMismatchError: If the frames are not of this system's size.
+        CheckpointMismatchError: If the frames have another number or another order of atoms.
         ValueError: If no frame lies in the sector and on the constraints.
     """
     if np.ptp(ensemble.log_weights) > 0:
@@ -68,6 +71,12 @@ def training_data(
         raise CheckpointMismatchError(
             f"training data: expected {system.n_atoms} atoms of {system.name}, got {positions.shape[1]}; "
             "these frames are of another system."
+        )
+    differ = other_order(ensemble.topology_json, topology_to_json(system.topology)) if ensemble.topology_json else None
+    if differ is not None:
+        raise CheckpointMismatchError(
+            f"training data: expected atoms in the order of {system.name}, but {differ}; reorder the frames before you "
+            "save them (mdtraj: trajectory.atom_slice)."
         )
     positions, n_relabelled = system.sector.relabel(positions)
     inside = system.target.in_support(positions)
@@ -216,6 +225,10 @@ def _earlier_stage(path: str | Path, system: SystemFolder, config: RunConfig) ->
     if (config.generator.family, earlier.config.generator.family) == ("continuous_flow", "internal_spline_flow"):
         # the one stands before the other
         mine, theirs = ({k: v for k, v in d.items() if k not in ("family", "continuous")} for d in (mine, theirs))
+    else:
+        # one field serves with any steps
+        for one in (mine, theirs):
+            one["continuous"] = {k: v for k, v in one["continuous"].items() if k not in OF_STEPS}
     if mine != theirs:
         changed = "; ".join(differences(mine, theirs))
         raise CheckpointMismatchError(f"{path}: is of another generator ({changed}); give both runs the same one.")

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import mdtraj
 import numpy as np
 import pytest
 import torch
@@ -256,6 +257,26 @@ def test_data_that_do_not_fit_are_refused(alanine):
     )
     with pytest.raises(CheckpointMismatchError, match="expected 22 atoms of alanine_dipeptide, got 5"):
         training_data(small, alanine, dtype=torch.float64)
+
+
+def test_atoms_in_another_order_are_refused(alanine):
+    order = [0, 1, 2, 3, 4, 6, 5, *range(7, 22)]
+    frames = frames_of(alanine)
+    values = {"log_weights": frames.log_weights, "reduced_energies": frames.reduced_energies, "target": frames.target}
+
+    def with_topology(topology):
+        return Ensemble(samples=frames.samples, topology=topology, **values)
+
+    shuffled = mdtraj.Topology()
+    chain = shuffled.add_chain()
+    residue = shuffled.add_residue("ALA", chain)
+    own = list(with_topology(alanine.topology).topology.atoms)
+    for k in order:
+        shuffled.add_atom(own[k].name, own[k].element, residue)
+    message = "expected atoms in the order of alanine_dipeptide, but atom 5 is N .N. there and O .O. here; reorder"
+    with pytest.raises(CheckpointMismatchError, match=message):
+        training_data(with_topology(shuffled), alanine, dtype=torch.float64)
+    assert len(training_data(with_topology(alanine.topology), alanine, dtype=torch.float64)) > 0
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from boltzflow.coordinates.internal import InternalCoordinateMap, InternalCoordi
 from boltzflow.coordinates.links import fragment_links
 from boltzflow.coordinates.matching import couple, match, matched_distances
 from boltzflow.coordinates.mean_free import from_mean_free, mean_free_basis, project_mean_free, to_mean_free
+from boltzflow.coordinates.rotations import rotation_exp, rotation_hat, rotation_log, rotation_right_jacobian
 from boltzflow.coordinates.sector import LabelSector
 from boltzflow.coordinates.torus import circular_difference, wrap
 from boltzflow.coordinates.zmatrix import ZMatrix
@@ -35,6 +36,10 @@ __all__ = [
     "mean_free_basis",
     "project_mean_free",
     "rmsd",
+    "rotation_exp",
+    "rotation_hat",
+    "rotation_log",
+    "rotation_right_jacobian",
     "to_mean_free",
     "wrap",
 ]

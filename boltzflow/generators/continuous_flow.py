@@ -12,8 +12,11 @@ from boltzflow.generators.normal_base import normal_base
 from boltzflow.io.config import GeneratorConfig
 from boltzflow.io.continuous_config import ContinuousConfig
 from boltzflow.networks import AtomFeatures, VectorField
+from boltzflow.transitions.adaptive_flow import ApproximateAdaptiveFlow
 from boltzflow.transitions.euler_flow import EulerFlow
 from boltzflow.transitions.flow_perturbation import PerturbedFlow
+from boltzflow.transitions.runge_kutta_flow import RungeKuttaFlow
+from boltzflow.transitions.transition import Transition
 
 if TYPE_CHECKING:
     from boltzflow.systems import SystemFolder
@@ -37,7 +40,7 @@ def continuous_flow(system: "SystemFolder", config: GeneratorConfig) -> Generato
 
     Raises:
         UnsupportedForceError: If the system is something else, or a molecule with constraints.
-        ValueError: If the weights are to be those of noise that is not isotropic.
+        ValueError: If the weights are to be those of noise that is not isotropic, or of steps that are not Euler's.
 
     References:
         Equivariant Flows (Köhler, Klein, Noé, 2020), https://arxiv.org/abs/2006.02425
@@ -69,7 +72,16 @@ def continuous_flow(system: "SystemFolder", config: GeneratorConfig) -> Generato
     return Generator(base, [_steps(field, settings, name)])
 
 
-def _steps(field: VectorField, settings: ContinuousConfig, name: str) -> EulerFlow | PerturbedFlow:
+def _steps(field: VectorField, settings: ContinuousConfig, name: str) -> Transition:
+    if settings.weights == "perturbation" and settings.solver != "euler":
+        raise ValueError(
+            f"continuous.weights: perturbation weighs backward Euler steps, got solver: {settings.solver}; leave it "
+            "out."
+        )
+    if settings.solver == "adaptive":
+        return ApproximateAdaptiveFlow(field, tolerance=settings.tolerance, name=name)
+    if settings.solver != "euler":
+        return RungeKuttaFlow(field, n_steps=settings.n_steps, method=settings.solver, name=name)
     if settings.weights == "exact":
         return EulerFlow(field, n_steps=settings.n_steps, name=name)
     noise = settings.perturbation

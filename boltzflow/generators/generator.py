@@ -10,6 +10,7 @@ import torch
 from boltzflow._typing import Bool, Float64, Int, Tensor
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import NonFiniteEnergyError
+from boltzflow.generators.log_q_error import log_q_errors, warn_of_log_q_errors
 from boltzflow.generators.path_density import PathDensity
 from boltzflow.generators.shards import shard_ensemble
 from boltzflow.io.provenance import method_names
@@ -367,6 +368,7 @@ class Generator(torch.nn.Module):
             raise ValueError(f"sample: expected batch_size >= 1, got {batch_size}.")
         n_shards = -(-n // batch_size)
         populations = n_shards >= 20
+        all_errors: list[float] = []
         reset_acceptance(self.transitions)
         for shard in range(first, n_shards, every):
             rows = min(batch_size, n - shard * batch_size)
@@ -374,6 +376,8 @@ class Generator(torch.nn.Module):
             # not a decorator: around a function that yields it depends on what else is wrapped around it
             with torch.no_grad():
                 trajectory = self.rollout(rows, target, make_rng(seed, shard, device=self.device), context=context)
+                errors = log_q_errors(self, trajectory, context)
+            all_errors += errors or []
             yield shard_ensemble(
                 trajectory,
                 self.base,
@@ -383,7 +387,9 @@ class Generator(torch.nn.Module):
                 context=context,
                 seconds=time.perf_counter() - started,
                 methods=method_names(self, target),
+                log_q_errors=errors,
             )
+        warn_of_log_q_errors(all_errors)
         warn_of_rejection(self.transitions)
 
 

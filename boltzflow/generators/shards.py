@@ -28,6 +28,7 @@ def shard_ensemble(
     context: Context | None,
     seconds: float,
     methods: list[str],
+    log_q_errors: list[float] | None = None,
 ) -> Ensemble:
     """Make the Ensemble of one shard.
 
@@ -40,6 +41,7 @@ def shard_ensemble(
         context: Context of the run.
         seconds: Time that the shard took.
         methods: What was used, for the provenance.
+        log_q_errors: Measured errors of log q of some rows, for the provenance; None where there are none.
 
     Raises:
         NonFiniteEnergyError: If a log-weight is +inf.
@@ -54,9 +56,9 @@ def shard_ensemble(
         )
     n, end, lineage = len(log_weights), trajectory.end, trajectory.lineage
     groups = sizes = None
-    extra = {}
+    extra = {} if log_q_errors is None else {"log_q_errors": log_q_errors}
     if lineage is not None and bool((log_weights > -torch.inf).any()):
-        extra = {"populations": [asdict(family_statistics(lineage, log_weights=log_weights))]}
+        extra |= {"populations": [asdict(family_statistics(lineage, log_weights=log_weights))]}
     started = base.groups[trajectory.start["frame"]] if isinstance(base, FramesBase) else None
     if started is not None:
         # rows of one frame of the base depend on each other, whatever shard they are in

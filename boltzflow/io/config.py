@@ -238,7 +238,8 @@ class ObjectiveConfig(Section):
             "ChiSquared": self.chi_squared,
             "LogVariance": self.log_variance + self.log_dispersion,
             "AnnealedBootstrap": self.bootstrap.weight,
-            "FlowMatching": self.flow_matching.weight,
+            self.flow_matching.method_name: self.flow_matching.weight,
+            "pair_log_weights": self.flow_matching.weight * (self.flow_matching.entropy or 0.0),
         }
         return (*(name for name, weight in weights.items() if weight > 0), *self.annealing.methods)
 

@@ -27,7 +27,13 @@ class ContinuousConfig(Section):
         "The Jacobians of the last five take one backward pass per coordinate: exact, and slow.",
     )
     base_scale: float = Field(1.0, gt=0, description="Standard deviation of the base.")
-    n_steps: int = Field(10, ge=1, description="Euler steps; the weights are exact whatever their number.")
+    n_steps: int = Field(10, ge=1, description="Steps; the weights are exact whatever their number.")
+    solver: Literal["euler", "midpoint", "rk4", "adaptive"] = Field(
+        "euler",
+        description="euler, midpoint, rk4: steps of one, two or four Jacobians, with exact weights; adaptive: the "
+        "integrated divergence to a tolerance, approximate, with measured errors (needs the extra `ode`).",
+    )
+    tolerance: float = Field(1e-5, gt=0, description="adaptive: absolute and relative.")
     weights: Literal["exact", "perturbation"] = Field(
         "exact",
         description="exact: log-determinants of the Euler steps; perturbation: of backward Euler steps along the same "
@@ -57,6 +63,11 @@ class FlowMatchingConfig(Section):
     """Regression of the velocity field on paths from the base to data; needs no energies."""
 
     weight: float = Field(0.0, ge=0, description="Weight of the term.")
+    method: Literal["data", "rectified", "energy"] = Field(
+        "data",
+        description="data: pairs of base and data; rectified: pairs that the flow has made itself; energy: its own "
+        "samples, weighted to the target, stage by stage.",
+    )
     pairs: Literal["independent", "optimal", "matched", "optimal matched", "equivariant"] = Field(
         "optimal matched",
         description="optimal: pairs of a batch by assignment; matched: permutes identical particles and rotates; "
@@ -67,3 +78,19 @@ class FlowMatchingConfig(Section):
         description="Turn both ends of every pair by one random rotation; for fields that do not go with rotations "
         "(transformer).",
     )
+    entropy: float | None = Field(
+        None,
+        gt=0,
+        description="Weigh pairs as entropic transport does, with ε this much of the mean cost; None = alike.",
+    )
+    stages: int = Field(10, ge=1, description="energy: buffers of samples.")
+    stage_steps: int = Field(1000, ge=1, description="rectified, energy: steps until pairs or buffer are made anew.")
+    buffer_size: int = Field(20_000, ge=1, description="energy: samples in each buffer.")
+    min_efficiency: float = Field(
+        0.1, ge=0, lt=1, description="energy: buffers below it are weighted less, by a power α < 1 of their weights."
+    )
+
+    @property
+    def method_name(self) -> str:
+        """Name by which `boltzflow.cite` finds its references."""
+        return {"rectified": "Rectification", "energy": "EnergyWeightedMatching"}.get(self.method, "FlowMatching")

@@ -118,9 +118,10 @@ class Provenance:
 
     @classmethod
     def merged(cls, parts: Sequence["Provenance"]) -> "Provenance":
-        """Costs and counts added, seeds, methods and populations listed, devices joined; the rest of the first."""
+        """Costs and counts added, what is a list joined, devices and methods each once; the rest of the first."""
         first = parts[0]
-        populations = [population for part in parts for population in part.extra.get("populations", ())]
+        names = ("populations", "log_q_errors")
+        lists = {name: [one for part in parts for one in part.extra.get(name, ())] for name in names}
         ledger: dict[str, dict[str, int]] = {}
         for part in parts:
             for kind, counts in part.ledger.items():
@@ -139,5 +140,5 @@ class Provenance:
             interrupted=any(p.interrupted for p in parts),
             methods=method_names(*parts),
             versions=first.versions,
-            extra=first.extra | ({"populations": populations} if populations else {}),
+            extra=first.extra | {name: values for name, values in lists.items() if values},
         )

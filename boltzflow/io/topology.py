@@ -4,7 +4,7 @@ import io
 import json
 from typing import Any
 
-__all__ = ["topology_from_json", "topology_to_json"]
+__all__ = ["other_order", "topology_from_json", "topology_to_json"]
 
 
 def topology_to_json(topology: Any) -> str:
@@ -86,3 +86,24 @@ def topology_from_json(text: str) -> Any:
             f"topology: expected the JSON of the MDTraj-HDF5 format with chains and bonds, got {text[:60]!r}…"
         ) from error
     return topology
+
+
+def other_order(theirs: str, mine: str) -> str | None:
+    """Where two topologies of as many atoms have them in different orders, in words; None where nothing tells.
+
+    Elements must agree atom by atom; names only where both have the same ones, because conventions differ.
+
+    Args:
+        theirs: JSON of `topology_to_json`.
+        mine: The same of what is expected.
+    """
+    atoms = [
+        [atom for chain in json.loads(text)["chains"] for residue in chain["residues"] for atom in residue["atoms"]]
+        for text in (theirs, mine)
+    ]
+    names = [[atom["name"] for atom in one] for one in atoms]
+    keys = ("element", "name") if sorted(names[0]) == sorted(names[1]) else ("element",)
+    for k, (there, here) in enumerate(zip(*atoms, strict=False)):
+        if any(there[key] != here[key] for key in keys):
+            return f"atom {k} is {there['name']} ({there['element']}) there and {here['name']} ({here['element']}) here"
+    return None

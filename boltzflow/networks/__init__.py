@@ -15,7 +15,9 @@ from boltzflow.networks.hollow_field import HollowField
 from boltzflow.networks.linear import Linear
 from boltzflow.networks.mlp import MLP, CoordinateFeatures, ResidualMLP
 from boltzflow.networks.pair_field import PairField
+from boltzflow.networks.rotation_field import RotationField
 from boltzflow.networks.shallow_field import ShallowField
+from boltzflow.networks.torus_field import TorusField
 from boltzflow.networks.transformer_field import TransformerField
 from boltzflow.networks.vector_field import VectorField
 
@@ -36,7 +38,9 @@ __all__ = [
     "PaiNNField",
     "PairField",
     "ResidualMLP",
+    "RotationField",
     "ShallowField",
+    "TorusField",
     "TransformerField",
     "VectorField",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from boltzflow._typing import Float, Float64, Tensor
+from boltzflow._typing import Float, Float64, Int, Tensor
 from boltzflow.generators.generator import Generator
 from boltzflow.objectives.objective import Objective, Step, ess_fraction, finite_log_prob
 from boltzflow.run import make_rng
@@ -108,11 +108,7 @@ class BufferedKL(Objective, abc.ABC):
 
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """A loss whose gradient is the estimate; with `control_variate` its value means nothing."""
-        stage = min(step.index // self.stage_steps, self.n_stages - 1)
-        if self._rows is None or stage != self._stage:
-            self._fill(stage, step)
-        at = torch.rand(self.batch_size, dtype=torch.float64, generator=step.rng, device=step.rng.device)
-        rows = torch.searchsorted(self._cumulative, at.to(self._cumulative.device)).clamp(max=len(self._rows) - 1)
+        rows = self._draw_rows(step)
         log_q, finite = finite_log_prob(self.generator, self._rows.index(rows), step.context)
         coefficient = torch.ones_like(self._weight[rows])
         if self.control_variate:
@@ -122,6 +118,14 @@ class BufferedKL(Objective, abc.ABC):
             coefficient = self._coefficient(self._weight[rows], ratio) / self._density[rows]
         loss = -(coefficient[finite] * log_q).mean() if bool(finite.any()) else log_q.mean()
         return loss, {**self._logged, "n_failed_data": (~finite).sum()}
+
+    def _draw_rows(self, step: Step) -> Int[Tensor, " batch"]:
+        """Rows of the buffer of the step, which is filled where a stage begins."""
+        stage = min(step.index // self.stage_steps, self.n_stages - 1)
+        if self._rows is None or stage != self._stage:
+            self._fill(stage, step)
+        at = torch.rand(self.batch_size, dtype=torch.float64, generator=step.rng, device=step.rng.device)
+        return torch.searchsorted(self._cumulative, at.to(self._cumulative.device)).clamp(max=len(self._rows) - 1)
 
     def _coefficient(self, weight: Tensor, ratio: Tensor) -> Tensor:
         """Of ∇log q, per row: w − q/q_k, and the share of χ² w (p_k/q) − q/q_k, with large ratios held back."""

@@ -3,11 +3,12 @@
 import math
 
 from boltzflow.generators.generator import Generator
-from boltzflow.io.config import AnnealingConfig, BootstrapConfig, ObjectiveConfig
+from boltzflow.io.config import AnnealingConfig, BootstrapConfig, FlowMatchingConfig, ObjectiveConfig
 from boltzflow.objectives.annealed_bootstrap import AnnealedBootstrap
 from boltzflow.objectives.chi_squared import ChiSquared
 from boltzflow.objectives.cooling import Cooling
 from boltzflow.objectives.coverage import CoverageLikelihood
+from boltzflow.objectives.energy_weighted import EnergyWeightedMatching
 from boltzflow.objectives.flow_matching import FlowMatching
 from boltzflow.objectives.force_likelihood import ForceLikelihood
 from boltzflow.objectives.likelihood import MaximumLikelihood
@@ -17,6 +18,7 @@ from boltzflow.objectives.mixture import Mixture
 from boltzflow.objectives.objective import Objective
 from boltzflow.objectives.path_kl import PathKL
 from boltzflow.objectives.path_likelihood import PathLikelihood
+from boltzflow.objectives.rectification import Rectification
 from boltzflow.objectives.reverse_kl import ReverseKL
 from boltzflow.objectives.self_weighted import SelfWeightedKL
 from boltzflow.objectives.sequence import Sequence
@@ -43,14 +45,14 @@ def build_objective(
     """
     annealing = config.annealing
     if annealing.method == "none":
-        return _terms(generator, target, config)
+        return _terms(generator, target, config, batch_size)
     if config.bootstrap.weight > 0:
         raise ValueError(
             "objective: bootstrap replays weights for one temperature, and annealing changes it; set bootstrap.weight "
             "to 0 or annealing.method to none."
         )
     # at its own temperature a tempered target is the target
-    terms = _terms(generator, Tempered(target), config)
+    terms = _terms(generator, Tempered(target), config, batch_size)
     buffered = _buffered(generator, target, annealing, batch_size)
     phases: list[tuple[int, Objective]] = []
     if annealing.method != "transport":
@@ -84,7 +86,7 @@ def _buffered(
     return TemperatureLadder(generator, target, temperatures=temperatures, **sizes) if temperatures else None
 
 
-def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Objective:
+def _terms(generator: Generator, target: Target, config: ObjectiveConfig, batch_size: int) -> Objective:
     terms: list[tuple[float, Objective]] = []
     if config.likelihood > 0:
         known = generator.joint()[0].is_bijective
@@ -125,9 +127,7 @@ def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Obj
     if config.bootstrap.weight > 0:
         terms.append((config.bootstrap.weight, _bootstrap(generator, target, config.bootstrap)))
     if config.flow_matching.weight > 0:
-        of_pairs = config.flow_matching
-        matching = FlowMatching(generator, pairs=of_pairs.pairs, rotated=of_pairs.rotated)
-        terms.append((config.flow_matching.weight, matching))
+        terms.append((config.flow_matching.weight, _matching(generator, target, config.flow_matching, batch_size)))
     if not terms:
         raise ValueError(
             "objective: every weight is 0; set objective.likelihood, force_likelihood, coverage, reverse_kl, "
@@ -135,6 +135,23 @@ def _terms(generator: Generator, target: Target, config: ObjectiveConfig) -> Obj
             "log_dispersion, flow_matching.weight or bootstrap.weight above 0."
         )
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Mixture(terms)
+
+
+def _matching(generator: Generator, target: Target, config: FlowMatchingConfig, batch_size: int) -> Objective:
+    if config.method == "rectified":
+        return Rectification(generator, stage_steps=config.stage_steps)
+    if config.method == "energy":
+        return EnergyWeightedMatching(
+            generator,
+            target,
+            n_stages=config.stages,
+            stage_steps=config.stage_steps,
+            buffer_size=config.buffer_size,
+            batch_size=batch_size,
+            pairs=config.pairs,
+            min_efficiency=config.min_efficiency,
+        )
+    return FlowMatching(generator, pairs=config.pairs, rotated=config.rotated, entropy=config.entropy)
 
 
 def _bootstrap(generator: Generator, target: Target, config: BootstrapConfig) -> AnnealedBootstrap:

@@ -8,6 +8,7 @@ from boltzflow.targets.bases import (
     ProductBase,
     TruncatedNormal,
     Uniform,
+    UniformRotations,
     VonMises,
 )
 from boltzflow.targets.correlated_mixture import CorrelatedMixture, perturbation_wells
@@ -47,6 +48,7 @@ __all__ = [
     "ThermodynamicState",
     "TruncatedNormal",
     "Uniform",
+    "UniformRotations",
     "VonMises",
     "Wells",
     "gmm9",

@@ -1,5 +1,6 @@
 """Steps that know their own log-ratio: couplings, splines, coordinate maps, Metropolis kernels, resampling."""
 
+from boltzflow.transitions.adaptive_flow import ApproximateAdaptiveFlow
 from boltzflow.transitions.affine import Affine, AffineCoupling
 from boltzflow.transitions.autoregressive import AutoregressiveFlow
 from boltzflow.transitions.block import BlockToInternal
@@ -11,6 +12,8 @@ from boltzflow.transitions.flow_perturbation import FlowPerturbation, PerturbedF
 from boltzflow.transitions.hmc import HMC
 from boltzflow.transitions.hutchinson_flow import ApproximateHutchinsonFlow
 from boltzflow.transitions.internal import InternalToCartesian
+from boltzflow.transitions.interpolant import Interpolant
+from boltzflow.transitions.interpolant_sde import InterpolantSDE
 from boltzflow.transitions.langevin import OverdampedLangevin
 from boltzflow.transitions.mala import MALA
 from boltzflow.transitions.metropolis import MetropolisKernel, RandomWalkMetropolis
@@ -24,7 +27,9 @@ from boltzflow.transitions.particle_moves import (
 from boltzflow.transitions.placement import DropPlacement
 from boltzflow.transitions.resampling import SystematicResampling
 from boltzflow.transitions.rigid_move import RigidMove
+from boltzflow.transitions.rotation_flow import RotationFlow
 from boltzflow.transitions.rotation_hmc import RotationHMC
+from boltzflow.transitions.runge_kutta_flow import RungeKuttaFlow
 from boltzflow.transitions.swap import swap_neighbours
 from boltzflow.transitions.torsion_block_flow import TorsionBlockFlow
 from boltzflow.transitions.torsion_blocks import FAMILIES, TorsionBlocks, torsion_blocks
@@ -45,6 +50,7 @@ __all__ = [
     "OBABO",
     "Affine",
     "AffineCoupling",
+    "ApproximateAdaptiveFlow",
     "ApproximateHutchinsonFlow",
     "AutoregressiveFlow",
     "BatchStep",
@@ -62,6 +68,8 @@ __all__ = [
     "EulerFlow",
     "FlowPerturbation",
     "InternalToCartesian",
+    "Interpolant",
+    "InterpolantSDE",
     "MetropolisKernel",
     "OverdampedLangevin",
     "ParticleDisplacement",
@@ -70,7 +78,9 @@ __all__ = [
     "PerturbedFlow",
     "RandomWalkMetropolis",
     "RigidMove",
+    "RotationFlow",
     "RotationHMC",
+    "RungeKuttaFlow",
     "SpeciesSwap",
     "SplineCoupling",
     "SystematicResampling",

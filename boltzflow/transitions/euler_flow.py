@@ -8,6 +8,7 @@ from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.networks.vector_field import VectorField
 from boltzflow.run import Run
 from boltzflow.state import State
+from boltzflow.transitions.metropolis import wrap
 from boltzflow.transitions.step_size import at_least_one
 from boltzflow.transitions.transition import Bijection
 
@@ -24,8 +25,9 @@ class EulerFlow(Bijection):
     points: rows at which it is not (at which an LU determinant is not positive) are failures of the model and get NaN.
     The reverse solves every step by Newton's method to the last digits; rows that do not converge are failures as well.
 
-    Positions are not wrapped into the box: what reads them takes nearest images. Where the space of the field has no
-    centre of mass v must have none either; along translations, which v does not see, the determinant is 1.
+    Angles are brought back to [-π, π); positions are not wrapped into the box: what reads them takes nearest images.
+    Where the space of the field has no centre of mass v must have none either; along translations, which v does not
+    see, the determinant is 1.
 
     Moving one particle after the other, each given all others, would leave determinants of D × D, and takes a third of
     the time (43 disks, float64, one thread: 99 instead of 302 µs per row). Its result depends on the order of the
@@ -68,7 +70,7 @@ class EulerFlow(Bijection):
             v, jacobian = self.field.velocity_and_jacobian(x, k / self.n_steps)
             x = x + v / self.n_steps
             ratio = ratio + self._log_det(jacobian)
-        return state.replace(**{self.name: x}), ratio
+        return self._placed(state, x), ratio
 
     def reverse(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """The inverses in opposite order; minus log|det ∂y/∂x| of the same points."""
@@ -76,7 +78,7 @@ class EulerFlow(Bijection):
         for k in reversed(range(self.n_steps)):
             x = self._solved(x, k / self.n_steps)
             ratio = ratio - self._log_det(self.field.jacobian(x, k / self.n_steps))
-        return state.replace(**{self.name: x}), ratio
+        return self._placed(state, x), ratio
 
     def forward_with_score(
         self, state: State, run: Run, score: Mapping[str, Tensor]
@@ -93,7 +95,7 @@ class EulerFlow(Bijection):
             carried = self._newton_step(carried - slope, jacobian.mT)
             x = x + self.field(x, t) / self.n_steps
             ratio = ratio + log_det
-        return state.replace(**{self.name: x}), ratio, {**score, self.name: carried}
+        return self._placed(state, x), ratio, {**score, self.name: carried}
 
     def reverse_with_score(
         self, state: State, run: Run, score: Mapping[str, Tensor]
@@ -110,7 +112,10 @@ class EulerFlow(Bijection):
             jacobian, log_det, slope = self._slope(x, t)
             carried = slope + (carried.double().flatten(1)[:, None] @ self._matrix(jacobian)).reshape(x.shape).to(x)
             ratio = ratio - log_det
-        return state.replace(**{self.name: x}), ratio, {**score, self.name: carried}
+        return self._placed(state, x), ratio, {**score, self.name: carried}
+
+    def _placed(self, state: State, x: Tensor) -> State:
+        return state.replace(**{self.name: wrap(x, state.spaces[self.name])})
 
     def _slope(self, x: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor]:
         """∂v/∂x, log|det(1 + ∂v/∂x/n)| and its derivative by x; without autograd history."""

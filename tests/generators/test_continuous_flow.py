@@ -17,7 +17,7 @@ from boltzflow.run import Run, make_rng
 from boltzflow.state import State
 from boltzflow.systems import load_system
 from boltzflow.targets import MeanFreeGaussian
-from boltzflow.transitions import EulerFlow, PerturbedFlow
+from boltzflow.transitions import EulerFlow, PerturbedFlow, RungeKuttaFlow
 from boltzflow.workflow import train
 
 N, D = 4, 2
@@ -167,3 +167,16 @@ def test_it_goes_on_from_the_spline_flow_that_it_starts_with(tmp_path):
     other = parse_config({**values, "generator": {**continuous, "n_couplings": 1}})
     with pytest.raises(CheckpointMismatchError, match="n_couplings"):
         train(other, tmp_path / "third", initial=checkpoint)
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "rk4"])
+def test_the_solver_is_chosen_and_the_field_is_the_same(solver):
+    made, euler = generator(solver=solver), generator()
+    assert isinstance(made.transitions[0], RungeKuttaFlow)
+    assert made.transitions[0].method == solver
+    made.load_state_dict(euler.state_dict())
+
+
+def test_perturbation_has_steps_of_its_own():
+    with pytest.raises(ValueError, match="perturbation weighs backward Euler steps, got solver: rk4"):
+        generator(solver="rk4", weights="perturbation")

@@ -118,7 +118,7 @@ def test_what_stands_behind_the_flow_is_inverted_on_the_data():
 
 def test_it_needs_one_flow():
     empty = Generator(MeanFreeGaussian(4, 2), [])
-    with pytest.raises(TypeError, match="one EulerFlow or PerturbedFlow, got 0"):
+    with pytest.raises(TypeError, match="one EulerFlow or another flow along a field, got 0"):
         FlowMatching(empty)
 
 
