@@ -19,8 +19,8 @@ def rotation_exp(vector: Float[Tensor, "... 3"]) -> Float[Tensor, "... 3 3"]:
 
     Example:
         >>> rotation_exp(torch.tensor([0.0, 0.0, torch.pi / 2])).round()[:2, :2]
-        tensor([[0., -1.],
-                [1., 0.]])
+        tensor([[ 0., -1.],
+                [ 1.,  0.]])
     """
     first, second, _ = _series(vector)
     skew = rotation_hat(vector)

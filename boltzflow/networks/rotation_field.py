@@ -5,7 +5,6 @@ import math
 import torch
 
 from boltzflow._typing import Float, Tensor
-from boltzflow.coordinates.rotations import rotation_hat
 
 __all__ = ["RotationField"]
 
@@ -31,6 +30,11 @@ class RotationField(torch.nn.Module):
         self.times = torch.nn.Linear(3, hidden, bias=False)
         self.last = torch.nn.Linear(hidden, 3 * n, bias=False)
         torch.nn.init.zeros_(self.last.weight)
+        # the skew matrices [e_k] of the three axes
+        skew = torch.zeros(3, 3, 3)
+        for k in range(3):
+            skew[k, (k + 2) % 3, (k + 1) % 3], skew[k, (k + 1) % 3, (k + 2) % 3] = 1.0, -1.0
+        self.register_buffer("_skew", skew, persistent=False)
 
     def forward(
         self, rotations: Float[Tensor, "batch n 3 3"], t: float | Float[Tensor, " batch"] = 0.0
@@ -46,10 +50,9 @@ class RotationField(torch.nn.Module):
         The trace is the divergence with respect to Haar measure.
         """
         hidden = self._hidden(rotations, t)
-        # R [e_k] has columns of R, so that W₁ R [w] = w · Σ_a (R_a × W_a), over rows a of both
+        # d/ds of R exp(s [e_k]) is R [e_k]
         weight = self.first.weight.unflatten(1, (self.n, 3, 3))
-        skew = rotation_hat(torch.eye(3, dtype=rotations.dtype, device=rotations.device))
-        inner = torch.einsum("hnac,bnad,kdc->bhnk", weight, rotations, skew).flatten(2)
+        inner = torch.einsum("hnac,bnad,kdc->bhnk", weight, rotations, self._skew).flatten(2)
         derivative = (self.last.weight * (1.0 - hidden.square())[:, None]) @ inner
         return self.last(hidden).unflatten(1, (self.n, 3)), derivative
 
