@@ -41,7 +41,7 @@ def build_objective(
         batch_size: Rows of a buffer per step, for an annealing that has one.
 
     Raises:
-        ValueError: If no term has a weight above 0, or a buffer for one temperature is combined with annealing.
+        ValueError: If no term has a weight above 0, or a term for one temperature is combined with annealing.
     """
     annealing = config.annealing
     if annealing.method == "none":
@@ -50,6 +50,11 @@ def build_objective(
         raise ValueError(
             "objective: bootstrap replays weights for one temperature, and annealing changes it; set bootstrap.weight "
             "to 0 or annealing.method to none."
+        )
+    if config.force_likelihood > 0:
+        raise ValueError(
+            "objective: force_likelihood takes data at the temperature of their forces, and annealing changes it; set "
+            "force_likelihood to 0 or annealing.method to none."
         )
     # at its own temperature a tempered target is the target
     terms = _terms(generator, Tempered(target), config, batch_size)

@@ -42,7 +42,7 @@ class EnergyWeightedMatching(BufferedKL):
         TypeError: If the Generator is not bijective, or has not exactly one EulerFlow.
 
     References:
-        Energy-Weighted Flow Matching (Dern et al., 2025), eq. 5 and algorithm 1, https://arxiv.org/abs/2509.03726
+        Energy-Weighted Flow Matching (Dern et al., 2025), the iterative one (iEWFM), https://arxiv.org/abs/2509.03726
     """
 
     def __init__(

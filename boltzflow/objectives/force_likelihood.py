@@ -40,7 +40,7 @@ class ForceLikelihood(Objective):
         ValueError: If log Z of the base is unknown.
 
     References:
-        Fast and Unified Path Gradient Estimators for Normalizing Flows (Vaitl et al., 2024), section 4,
+        Fast and Unified Path Gradient Estimators for Normalizing Flows (Vaitl et al., 2024), forward KL,
         https://arxiv.org/abs/2403.15881; of continuous flows: Path gradients after flow matching (Vaitl, Klein, 2025),
         https://arxiv.org/abs/2505.10139
     """

@@ -32,7 +32,7 @@ class InterpolantMatching(FlowMatching):
         ValueError: If neither the arguments nor the Generator have an interpolant, or both another one.
 
     References:
-        Stochastic Interpolants (Albergo, Boffi, Vanden-Eijnden, 2023), eqs. 2.13 and 2.17,
+        Stochastic Interpolants (Albergo, Boffi, Vanden-Eijnden, 2023), section 2,
         https://arxiv.org/abs/2303.08797
     """
 

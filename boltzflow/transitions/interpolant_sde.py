@@ -37,7 +37,7 @@ class InterpolantSDE(Transition):
         ValueError: If the diffusion is not positive, or there is neither a denoiser nor a base_scale, or both.
 
     References:
-        Stochastic Interpolants (Albergo, Boffi, Vanden-Eijnden, 2023), section 2.3, https://arxiv.org/abs/2303.08797;
+        Stochastic Interpolants (Albergo, Boffi, Vanden-Eijnden, 2023), section 2, https://arxiv.org/abs/2303.08797;
         weights: Nilmeier et al., PNAS 108, E1009 (2011).
 
     Example:

@@ -84,7 +84,7 @@ class Bijection(Transition):
             x and the log-ratio as `reverse` returns them, and ∂_x log p by field, without autograd history.
 
         References:
-            Fast and Unified Path Gradient Estimators for Normalizing Flows (Vaitl et al., 2024), section 4,
+            Fast and Unified Path Gradient Estimators for Normalizing Flows (Vaitl et al., 2024), forward KL,
             https://arxiv.org/abs/2403.15881
         """
         x, back = self.reverse(state, run)

@@ -175,6 +175,10 @@ def test_what_it_needs():
     config = parse_config({"system": "dw4", "objective": {"likelihood": 0.0, "force_likelihood": 1.0}}).objective
     assert config.methods == ("ForceLikelihood",)
     assert isinstance(build_objective(flow(), target, config), ForceLikelihood)
+    values = {"likelihood": 0.0, "force_likelihood": 1.0, "annealing": {"method": "cooling"}}
+    annealed = parse_config({"system": "dw4", "objective": values}).objective
+    with pytest.raises(ValueError, match="data at the temperature of their forces, and annealing changes it"):
+        build_objective(flow(), target, annealed)
 
 
 def test_a_generator_of_several_fields():
