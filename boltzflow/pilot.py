@@ -13,6 +13,7 @@ from boltzflow.errors import CheckpointMismatchError, FormatError
 from boltzflow.generators.annealed_families import annealed_family, run_pilot
 from boltzflow.generators.generator import Generator
 from boltzflow.generators.schedule import Schedule
+from boltzflow.generators.trained_base import checkpoint_file
 from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import load_checkpoint, save_checkpoint
 from boltzflow.io.config import RunConfig, differences, parse_config
@@ -30,7 +31,7 @@ def pilot(config: RunConfig, folder: str | Path, *, resume: bool = False) -> Gen
     """Find levels, step sizes and maps, and freeze them in a checkpoint: `run.json`, `checkpoint.pt`, `metrics.jsonl`.
 
     The configuration in the checkpoint has the levels that were found; its cost is that of the pilot, whose population
-    is thrown away, and of the frames that it started from. A line of metrics is one level.
+    is thrown away, and of the frames or the flow that it started from. A line of metrics is one level.
 
     Args:
         config: Of a run whose family is piloted.
@@ -63,10 +64,12 @@ def pilot(config: RunConfig, folder: str | Path, *, resume: bool = False) -> Gen
     ledger, methods, found = schedule.ledger, generator.trained_by, {"levels": schedule.levels}
     if config.generator.annealing.base is not None:
         base = Path(config.generator.annealing.base).resolve()
+        trained = checkpoint_file(base)
+        base = base if trained is None else trained
         found |= {"base": str(base), "base_sha256": file_sha256(base)}
-        made = Ensemble.load(base).provenance
-        ledger.merge(Ledger.from_dict(made.ledger))
-        methods = method_names(*methods, *made.methods)
+        cost, made_by = _cost_of_frames(base) if trained is None else _cost_of_training(base)
+        ledger.merge(cost)
+        methods = method_names(*methods, *made_by)
     seconds = time.perf_counter() - began
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (
@@ -92,6 +95,16 @@ def pilot(config: RunConfig, folder: str | Path, *, resume: bool = False) -> Gen
         methods=methods,
     )
     return generator.eval()
+
+
+def _cost_of_frames(file: Path) -> tuple[Ledger, list[str]]:
+    made = Ensemble.load(file).provenance
+    return Ledger.from_dict(made.ledger), made.methods
+
+
+def _cost_of_training(file: Path) -> tuple[Ledger, list[str]]:
+    made = load_checkpoint(file)
+    return Ledger.from_dict(made.cost.get("ledger", {})), list(made.methods)
 
 
 def finished_pilot(config: RunConfig, folder: Path) -> bool:

@@ -12,13 +12,16 @@ from boltzflow.generators.internal_spline import internal_spline_flow
 from boltzflow.generators.perturbed_smc import perturbed_smc
 from boltzflow.generators.schedule import Schedule, conditional_ess, find_schedule
 from boltzflow.generators.stochastic_flow import stochastic_flow
+from boltzflow.generators.trained_base import GeneratorBase, anneal_from
 
 __all__ = [
     "BLOCKS",
     "Generator",
+    "GeneratorBase",
     "GeneratorTarget",
     "Schedule",
     "Trajectory",
+    "anneal_from",
     "annealed_family",
     "annealed_importance",
     "autoregressive_flow",

@@ -1,6 +1,5 @@
 """Annealed families from a configuration: the base, the kernel and the levels, and the pilot that finds them."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,11 @@ from boltzflow.generators.generator import Generator
 from boltzflow.generators.hot_frames import hot_frames
 from boltzflow.generators.normal_base import normal_base
 from boltzflow.generators.schedule import Schedule, find_schedule
+from boltzflow.generators.trained_base import Start, checkpoint_file, trained_base
 from boltzflow.io.config import AnnealedSamplerConfig, GeneratorConfig
 from boltzflow.networks.pair_field import PairField
-from boltzflow.paths import GeometricPath, Path
-from boltzflow.targets.target import Base, Target
+from boltzflow.paths import GeometricPath
+from boltzflow.targets.target import Base
 from boltzflow.transitions.euler_flow import EulerFlow
 from boltzflow.transitions.molecule import molecule_kernels
 from boltzflow.transitions.particle_moves import swap_monte_carlo
@@ -34,9 +34,9 @@ def annealed_family(
     """The annealed Generator that a configuration describes.
 
     It starts from a normal distribution or, with `annealing.base`, from the frames of an ensemble at a higher
-    temperature: with resampling that is population annealing. With `annealing.maps` it is an annealed flow, whose maps
-    move nothing until they are fitted (`boltzflow.objectives.fit_transport`). Before the pilot has written levels into
-    the configuration there is one level, the target itself.
+    temperature, with resampling population annealing, or from the density of a trained flow. With `annealing.maps` it
+    is an annealed flow, whose maps move nothing until they are fitted (`boltzflow.objectives.fit_transport`). Before
+    the pilot has written levels into the configuration there is one level, the target itself.
 
     Args:
         system: With an analytic target, or any where there are frames to start from.
@@ -45,18 +45,22 @@ def annealed_family(
             which a checkpoint then loads those of the pilot.
 
     Raises:
-        UnsupportedForceError: If the target is a molecule and there are no frames, lives on something else than lines,
-            or has constraints; or if there are to be maps of something else than particles.
-        CheckpointMismatchError: If the frames are not of this system, or not those of the pilot.
+        UnsupportedForceError: If the target is a molecule and there is no base, lives on something else than lines, or
+            has constraints; or if there are to be maps of something else than particles.
+        CheckpointMismatchError: If the base is not of this system, or not that of the pilot.
         AnnealingError: If the levels do not end at the target.
     """
     settings = config.annealing
-    (base, path), kernels = _start(system, settings), _kernels(system, settings)
+    (base, path, last), kernels = _start(system, settings), _kernels(system, settings)
     schedule = Schedule(settings.levels or (1.0,)) if schedule is None else schedule
     maps = _maps(system, settings, len(schedule))
     if config.family == "annealed_importance":
-        return annealed_importance(base, kernels, schedule, maps=maps, path=path)
-    return smc(base, kernels, schedule, threshold=settings.threshold, maps=maps, path=path)
+        generator = annealed_importance(base, kernels, schedule, maps=maps, path=path, last=last)
+    else:
+        generator = smc(base, kernels, schedule, threshold=settings.threshold, maps=maps, path=path, last=last)
+    if settings.base is not None and checkpoint_file(settings.base) is not None:
+        generator.trained_by = (*generator.trained_by, "annealing from a flow")
+    return generator
 
 
 def run_pilot(
@@ -77,7 +81,7 @@ def run_pilot(
         device: Where it runs.
     """
     settings = config.annealing
-    base, path = _start(system, settings)
+    base, path, _ = _start(system, settings)
     return find_schedule(
         base.to(device=device, dtype=dtype),
         system.target.to(device=device),
@@ -93,6 +97,11 @@ def run_pilot(
 
 
 def _kernels(system: "System | AnalyticSystem", settings: AnnealedSamplerConfig) -> list[Transition]:
+    if settings.coordinates == "latent" and settings.kernel in ("molecule", "swap"):
+        raise UnsupportedForceError(
+            f"generator.annealing.kernel {settings.kernel}: moves atoms, and with annealing.coordinates: latent there "
+            "are none; choose hmc, mala or metropolis, or coordinates: samples."
+        )
     if settings.kernel == "molecule":
         moves = molecule_kernels(system.bonds, system.elements, positions=system.positions)
         return moves * settings.n_steps
@@ -130,10 +139,18 @@ def _maps(system: "System | AnalyticSystem", settings: AnnealedSamplerConfig, n_
     return [EulerFlow(field()) for _ in range(n_levels)]
 
 
-def _start(
-    system: "System | AnalyticSystem", settings: AnnealedSamplerConfig
-) -> tuple[Base, Callable[[Target, Target], Path]]:
-    """Where paths start, and what makes the path from there."""
+def _start(system: "System | AnalyticSystem", settings: AnnealedSamplerConfig) -> Start:
+    """Where paths start, what makes the path from there, and what follows its end."""
+    checkpoint, latent = None, settings.coordinates == "latent"
+    if settings.base is not None:
+        checkpoint = checkpoint_file(settings.base)
+    if latent and checkpoint is None:
+        raise UnsupportedForceError(
+            "generator.annealing.coordinates: latent coordinates are those of a trained flow; name its checkpoint or "
+            "run folder in generator.annealing.base."
+        )
+    if latent:
+        return trained_base(system, checkpoint, sha256=settings.base_sha256, latent=True)
     constraints = getattr(system.target, "constraints", None)
     if constraints is not None:
         raise UnsupportedForceError(
@@ -141,16 +158,19 @@ def _start(
             "leave: the families smc and annealed_importance need a System without (constraints=None, "
             "rigidWater=False)."
         )
+    if checkpoint is not None:
+        return trained_base(system, checkpoint, sha256=settings.base_sha256)
     if settings.base is not None:
-        return hot_frames(system, settings.base, sha256=settings.base_sha256)
-    return _base(system, settings.base_scale), GeometricPath
+        return *hot_frames(system, settings.base, sha256=settings.base_sha256), []
+    return _base(system, settings.base_scale), GeometricPath, []
 
 
 def _base(system: "System | AnalyticSystem", scale: float) -> Base:
     if system.temperature is not None:
         raise UnsupportedForceError(
             f"system {system.name} is a molecule, which no normal distribution resembles: the families smc and "
-            "annealed_importance anneal it in temperature, from the frames of an ensemble at a higher one. Make it by "
-            "`boltzflow simulate SYSTEM@TEMPERATURE -o hot.h5`, and name it in generator.annealing.base."
+            "annealed_importance anneal it in temperature, from the frames of an ensemble at a higher one, or from a "
+            "trained flow. Make frames by `boltzflow simulate SYSTEM@TEMPERATURE -o hot.h5`, or train a flow, and name "
+            "the file or its run folder in generator.annealing.base."
         )
     return normal_base(system.target, scale=scale)

@@ -24,6 +24,7 @@ def annealed_importance(
     *,
     maps: Sequence[Bijection] | None = None,
     path: Callable[[Target, Target], Path] = GeometricPath,
+    last: Sequence[Transition] = (),
 ) -> Generator:
     """Annealed importance sampling: the kernels at every level from the base to the target; paths are independent.
 
@@ -33,6 +34,7 @@ def annealed_importance(
         schedule: From `find_schedule`, or levels that rise and end at 1.
         maps: A Bijection before the kernels of every level.
         path: Makes the annealing path.
+        last: Steps after the last level, see `anneal_from`.
 
     Raises:
         AnnealingError: If the levels do not end at the target, or `maps` or step sizes do not fit.
@@ -48,7 +50,7 @@ def annealed_importance(
         >>> len(generator.transitions)
         4
     """
-    return _assembled(base, kernels, schedule, maps, path, threshold=None)
+    return _assembled(base, kernels, schedule, maps, path, last, threshold=None)
 
 
 def smc(
@@ -59,6 +61,7 @@ def smc(
     threshold: float = 0.5,
     maps: Sequence[Bijection] | None = None,
     path: Callable[[Target, Target], Path] = GeometricPath,
+    last: Sequence[Transition] = (),
 ) -> Generator:
     """Sequential Monte Carlo: at every level systematic resampling where it is due, then the kernels.
 
@@ -74,6 +77,7 @@ def smc(
         threshold: Resample when the effective fraction of the population is below.
         maps: A Bijection before the resampling of every level.
         path: Makes the annealing path.
+        last: Steps after the last level, see `anneal_from`.
 
     Raises:
         AnnealingError: If the levels do not end at the target, or `maps` or step sizes do not fit.
@@ -92,7 +96,7 @@ def smc(
         >>> abs(ensemble.log_z().z_score(target.log_z)) < 4
         True
     """
-    return _assembled(base, kernels, schedule, maps, path, threshold=threshold)
+    return _assembled(base, kernels, schedule, maps, path, last, threshold=threshold)
 
 
 def _assembled(
@@ -101,6 +105,7 @@ def _assembled(
     schedule: Schedule | Sequence[float],
     maps: Sequence[Bijection] | None,
     path: Callable[[Target, Target], Path],
+    last: Sequence[Transition],
     *,
     threshold: float | None,
 ) -> Generator:
@@ -119,7 +124,7 @@ def _assembled(
         if len(sizes) != len(kernels):
             raise AnnealingError(f"schedule: has steps of {len(sizes)} kernels, but {len(kernels)} were given.")
         steps += [_at(kernel, level, size) for kernel, size in zip(kernels, sizes, strict=True)]
-    generator = Generator(base, steps, path=path)
+    generator = Generator(base, [*steps, *last], path=path)
     tempered = threshold is not None and getattr(path, "func", path) is TemperedPath
     generator.trained_by = (
         *(("constant CESS schedule", "step size adaptation") if schedule.seed is not None else ()),

@@ -34,11 +34,16 @@ class AnnealedSamplerConfig(Section):
 
     base: str | None = Field(
         None,
-        description="Ensemble file of the system at a higher temperature, from whose frames the temperature falls; "
-        "None = a normal distribution, for analytic targets.",
+        description="Ensemble file of the system at a higher temperature, from whose frames the temperature falls; or "
+        "run folder or checkpoint of a trained flow, from whose density paths start; None = a normal distribution, for "
+        "analytic targets.",
     )
     base_sha256: str | None = Field(None, description="Of the file `base`; the pilot writes it here.")
     base_scale: float = Field(1.0, gt=0, description="Standard deviation of a normal base.")
+    coordinates: Literal["samples", "latent"] = Field(
+        "samples",
+        description="Where the base is a trained flow: kernels move its samples, or the latent coordinates of these.",
+    )
     kernel: Literal["metropolis", "mala", "hmc", "molecule", "swap"] = Field(
         "hmc",
         description="Moves at every level; molecule = short trajectories, torsion and rigid moves; swap = swap Monte "
