@@ -60,11 +60,7 @@ def perturbed_smc(
         True
     """
     noisy, path = NoisyBase(base, flow), perturbed_path(flow)
+    last = [flow, DropNoise(flow.n_noises, name=flow.name)]
     if threshold is None:
-        annealed = annealed_importance(noisy, kernels, schedule, path=path)
-    else:
-        annealed = smc(noisy, kernels, schedule, threshold=threshold, path=path)
-    end = [flow, DropNoise(flow.n_noises, name=flow.name)]
-    generator = Generator(noisy, [*annealed.transitions, *end], path=path)
-    generator.trained_by = annealed.trained_by
-    return generator
+        return annealed_importance(noisy, kernels, schedule, path=path, last=last)
+    return smc(noisy, kernels, schedule, threshold=threshold, path=path, last=last)
