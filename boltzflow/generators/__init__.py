@@ -5,6 +5,7 @@ from boltzflow.generators.annealing import annealed_importance, smc
 from boltzflow.generators.autoregressive_flow import autoregressive_flow
 from boltzflow.generators.blocks import BLOCKS, stochastic_block
 from boltzflow.generators.continuous_flow import continuous_flow
+from boltzflow.generators.controlled import Controlled, controlled
 from boltzflow.generators.families import build_generator
 from boltzflow.generators.fields import build_field
 from boltzflow.generators.generator import Generator, GeneratorTarget, Trajectory
@@ -16,6 +17,7 @@ from boltzflow.generators.trained_base import GeneratorBase, anneal_from
 
 __all__ = [
     "BLOCKS",
+    "Controlled",
     "Generator",
     "GeneratorBase",
     "GeneratorTarget",
@@ -29,6 +31,7 @@ __all__ = [
     "build_generator",
     "conditional_ess",
     "continuous_flow",
+    "controlled",
     "find_schedule",
     "internal_spline_flow",
     "perturbed_smc",

@@ -10,6 +10,7 @@ from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.decisions import decision_term
 from boltzflow.objectives.energy_weighted import EnergyWeightedMatching
 from boltzflow.objectives.fit_transport import TransportFit, fit_transport
+from boltzflow.objectives.flow_map import FlowMapDistillation, mean_velocity
 from boltzflow.objectives.flow_matching import FlowMatching
 from boltzflow.objectives.force_likelihood import ForceLikelihood
 from boltzflow.objectives.interpolant import InterpolantMatching
@@ -38,6 +39,7 @@ __all__ = [
     "Cooling",
     "CoverageLikelihood",
     "EnergyWeightedMatching",
+    "FlowMapDistillation",
     "FlowMatching",
     "ForceLikelihood",
     "InterpolantMatching",
@@ -64,5 +66,6 @@ __all__ = [
     "fit_transport",
     "flattening_power",
     "geometric_ladder",
+    "mean_velocity",
     "pair_log_weights",
 ]

@@ -5,6 +5,7 @@ from boltzflow.transitions.affine import Affine, AffineCoupling
 from boltzflow.transitions.autoregressive import AutoregressiveFlow
 from boltzflow.transitions.block import BlockToInternal
 from boltzflow.transitions.coupling import Conditioner, SplineCoupling, alternating_masks
+from boltzflow.transitions.cycle import cycle_error
 from boltzflow.transitions.elementwise import ElementwiseSpline
 from boltzflow.transitions.euler_flow import EulerFlow
 from boltzflow.transitions.flow_noise import DrawNoise, DropNoise
@@ -94,6 +95,7 @@ __all__ = [
     "UnadjustedHMC",
     "UnderdampedLangevin",
     "alternating_masks",
+    "cycle_error",
     "rotatable_axes",
     "swap_monte_carlo",
     "swap_neighbours",

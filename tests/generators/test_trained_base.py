@@ -25,6 +25,14 @@ from tests.generators.conftest import flow, stochastic
 from tests.transitions.test_autoregressive import randomised
 from tests.transitions.test_placement import by_quadrature, molecule
 
+
+@pytest.fixture(autouse=True)
+def _same_initial_weights():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 LEVELS = [0.25, 0.5, 0.75, 1.0]
 
 
