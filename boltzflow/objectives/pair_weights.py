@@ -44,11 +44,14 @@ def pair_log_weights(
         raise ValueError(f"pair_log_weights entropy: expected a positive number, got {entropy}.")
     c = cost.detach().double()
     log_k = -c / (entropy * c.mean())
-    u = v = torch.zeros(len(c), dtype=torch.float64, device=c.device)
+    # the first corrections by logarithms, for costs of any size; the others are factors near 1
+    v = math.log(len(c)) - torch.logsumexp(log_k, 0)
+    u = math.log(len(c)) - torch.logsumexp(log_k + v, 1)
+    plan = (log_k + u[:, None] + v).exp() / len(c)
+    a = b = torch.ones(len(c), dtype=torch.float64, device=c.device)
     for _ in range(_MAX_ROUNDS):
-        v = math.log(len(c)) - torch.logsumexp(log_k + u[:, None], 0)
-        u = math.log(len(c)) - torch.logsumexp(log_k + v, 1)
-        columns = (log_k + u[:, None] + v).exp().mean(0)
-        if bool((columns - 1.0).abs().max() < tolerance):
+        b = 1.0 / (a @ plan)
+        a = 1.0 / (plan @ b)
+        if bool((b * (a @ plan) - 1.0).abs().max() < tolerance):
             break
-    return u + log_k.diagonal() + v
+    return u + a.log() + log_k.diagonal() + v + b.log()
