@@ -229,6 +229,9 @@ def _earlier_stage(path: str | Path, system: SystemFolder, config: RunConfig) ->
         # one field serves with any steps
         for one in (mine, theirs):
             one["continuous"] = {k: v for k, v in one["continuous"].items() if k not in OF_STEPS}
+    if "continuous" in mine:
+        # velocities are the same whatever the number of steps along them
+        mine, theirs = (d | {"continuous": d["continuous"] | {"n_steps": None}} for d in (mine, theirs))
     if mine != theirs:
         changed = "; ".join(differences(mine, theirs))
         raise CheckpointMismatchError(f"{path}: is of another generator ({changed}); give both runs the same one.")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from boltzflow.errors import FormatError, UnknownNameError, nearest
 from boltzflow.io.autoregressive_config import AutoregressiveConfig
-from boltzflow.io.continuous_config import ContinuousConfig, FlowMatchingConfig
+from boltzflow.io.continuous_config import ContinuousConfig, FlowMapConfig, FlowMatchingConfig
 from boltzflow.io.section import Section
 
 __all__ = [
@@ -225,6 +225,7 @@ class ObjectiveConfig(Section):
     log_dispersion: float = Field(0.0, ge=0, description="Weight of ½ Var(log w) on the data.")
     bootstrap: BootstrapConfig = BootstrapConfig()
     flow_matching: FlowMatchingConfig = FlowMatchingConfig()
+    flow_map: FlowMapConfig = FlowMapConfig()
     annealing: AnnealingConfig = AnnealingConfig()
     data: str | None = Field(None, description="Ensemble file with training frames; None = what ships with the system.")
 
@@ -243,6 +244,7 @@ class ObjectiveConfig(Section):
             "ChiSquared": self.chi_squared,
             "LogVariance": self.log_variance + self.log_dispersion,
             "AnnealedBootstrap": self.bootstrap.weight,
+            "FlowMapDistillation": self.flow_map.weight,
             self.flow_matching.method_name: self.flow_matching.weight,
             "pair_log_weights": self.flow_matching.weight * (self.flow_matching.entropy or 0.0),
         }

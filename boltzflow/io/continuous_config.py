@@ -6,7 +6,7 @@ from pydantic import Field
 
 from boltzflow.io.section import Section
 
-__all__ = ["ContinuousConfig", "FlowMatchingConfig", "PerturbationConfig"]
+__all__ = ["ContinuousConfig", "FlowMapConfig", "FlowMatchingConfig", "PerturbationConfig"]
 
 
 class PerturbationConfig(Section):
@@ -57,6 +57,13 @@ class ContinuousConfig(Section):
     n_features: int = Field(16, ge=1, description="embedded: features of the surroundings.")
     n_basis: int = Field(32, ge=2, description="Gaussians of the distance.")
     n_times: int = Field(6, ge=1, description="pair: knots of time.")
+
+
+class FlowMapConfig(Section):
+    """Steps of a trained flow made longer and fewer: each learns the mean velocity over its length."""
+
+    weight: float = Field(0.0, ge=0, description="Weight of the term.")
+    substeps: int = Field(10, ge=1, description="Runge-Kutta steps of the flow as it was, for each of its steps.")
 
 
 class FlowMatchingConfig(Section):

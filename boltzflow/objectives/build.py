@@ -9,6 +9,7 @@ from boltzflow.objectives.chi_squared import ChiSquared
 from boltzflow.objectives.cooling import Cooling
 from boltzflow.objectives.coverage import CoverageLikelihood
 from boltzflow.objectives.energy_weighted import EnergyWeightedMatching
+from boltzflow.objectives.flow_map import FlowMapDistillation
 from boltzflow.objectives.flow_matching import FlowMatching
 from boltzflow.objectives.force_likelihood import ForceLikelihood
 from boltzflow.objectives.likelihood import MaximumLikelihood
@@ -131,13 +132,15 @@ def _terms(generator: Generator, target: Target, config: ObjectiveConfig, batch_
             terms.append((weight, LogVariance(generator, target, paths=paths)))
     if config.bootstrap.weight > 0:
         terms.append((config.bootstrap.weight, _bootstrap(generator, target, config.bootstrap)))
+    if config.flow_map.weight > 0:
+        terms.append((config.flow_map.weight, FlowMapDistillation(generator, substeps=config.flow_map.substeps)))
     if config.flow_matching.weight > 0:
         terms.append((config.flow_matching.weight, _matching(generator, target, config.flow_matching, batch_size)))
     if not terms:
         raise ValueError(
             "objective: every weight is 0; set objective.likelihood, force_likelihood, coverage, reverse_kl, "
             "self_forward_kl, self_reverse_kl, path_forward_kl, path_reverse_kl, chi_squared, log_variance, "
-            "log_dispersion, flow_matching.weight or bootstrap.weight above 0."
+            "log_dispersion, flow_matching.weight, flow_map.weight or bootstrap.weight above 0."
         )
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else Mixture(terms)
 

@@ -84,15 +84,22 @@ class FlowMapDistillation(Objective):
             )
         self.substeps = at_least_one("FlowMapDistillation substeps", substeps)
         self._before = flows[0]
-        self._taught = (copy.deepcopy(self._flow.field).requires_grad_(requires_grad=False),)
+        self._kept: tuple[VectorField, ...] = ()
 
     @property
     def _flow(self) -> EulerFlow:
         return self.generator.transitions[self._before]
 
+    @property
+    def _taught(self) -> VectorField:
+        """The velocities as they are when they are first needed: after parameters were loaded, before any step."""
+        if not self._kept:
+            self._kept = (copy.deepcopy(self._flow.field).requires_grad_(requires_grad=False),)
+        return self._kept[0]
+
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss per coordinate, and the share of the mean square velocity that it is."""
-        flow, (taught,) = self._flow, self._taught
+        flow, taught = self._flow, self._taught
         with torch.no_grad():
             state, run = self.generator.base.sample(step.n_samples, step.rng, step.context), Run(step.rng, step.context)
             for transition in list(self.generator.transitions)[: self._before]:
@@ -117,8 +124,8 @@ class FlowMapDistillation(Objective):
 
     def memory(self) -> dict:
         """The velocities that are taught."""
-        return {"taught": self._taught[0].state_dict()}
+        return {"taught": self._taught.state_dict()}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Continue with the velocities that were taught before."""
-        self._taught[0].load_state_dict(memory["taught"])
+        self._taught.load_state_dict(memory["taught"])

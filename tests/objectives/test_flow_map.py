@@ -1,17 +1,20 @@
 """Flow maps of few steps: the sign of the mean velocity, and a distilled map that ends where the flow does."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from boltzflow.generators import Generator
+from boltzflow.io import load_checkpoint, parse_config
 from boltzflow.networks import VectorField
 from boltzflow.objectives import FlowMapDistillation, mean_velocity
 from boltzflow.objectives.objective import Step
 from boltzflow.run import make_rng
 from boltzflow.targets import Gaussian
 from boltzflow.transitions import Affine, EulerFlow
+from boltzflow.workflow import train
 
 
 class Rising(VectorField):
@@ -88,6 +91,33 @@ def test_what_is_taught_is_remembered():
     other.recall(objective.memory())
     other.generator.transitions[0].load_state_dict(generator.transitions[0].state_dict())
     torch.testing.assert_close(other(Step(make_rng(1), n_samples=5))[0].detach(), before)
+
+
+def test_a_run_goes_on_from_a_flow_of_more_steps_and_keeps_what_it_was_taught(tmp_path):
+    def config(n_steps, objective, steps, rate=0.05):
+        field = {"field": "pair", "base_scale": 1.85, "n_steps": n_steps, "n_basis": 4, "n_times": 2}
+        training = {"steps": steps, "batch_size": 16, "reverse_batch_size": 16, "seed": 1, "learning_rate": rate}
+        return parse_config(
+            {
+                "system": "dw4",
+                "generator": {"family": "continuous_flow", "continuous": field},
+                "objective": {"likelihood": 0.0, "log_variance": 0.0} | objective,
+                "training": training | {"warmup_steps": 0, "checkpoint_every": 2, "log_every": 1},
+            }
+        )
+
+    train(config(8, {"reverse_kl": 1.0}, 3), tmp_path / "long")
+    distil = {"flow_map": {"weight": 1.0, "substeps": 4}}
+    started = tmp_path / "long" / "checkpoint.pt"
+    train(config(2, distil, 30, 0.002), tmp_path / "short", initial=started)
+    lines = [json.loads(line) for line in (tmp_path / "short" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["relative"] < 0.7 * lines[0]["relative"]
+    taught = load_checkpoint(tmp_path / "short" / "checkpoint.pt").training["objective"]["taught"]
+    trained = load_checkpoint(started)
+    given = {**trained.parameters, **trained.averaged}
+    assert taught
+    assert all(torch.equal(value, given[f"transitions.0.field.{name}"]) for name, value in taught.items())
+    train(config(2, distil, 32, 0.002), tmp_path / "short", resume=True)
 
 
 def test_a_generator_without_a_flow_is_refused():
