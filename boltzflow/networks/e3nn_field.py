@@ -92,12 +92,12 @@ class E3NNField(GraphField):
         self, positions: Float[Tensor, "batch particles dim"], t: float | Float[Tensor, " batch"] = 0.0
     ) -> Float[Tensor, "batch particles dim"]:
         """The velocities, (batch, N, 3)."""
-        x, h = positions / self.unit, self._atoms(positions, t)
-        source, target = self._edges
+        x, h = positions / self.unit, self.own_features(positions, t)
+        source, target = self.edges
         distances, directions = separations(x[:, target] - x[:, source])
         harmonics = self._harmonics_of(directions)
         for layer in self.layers:
-            h = layer(h, layer.filters(distances, self._pairs), harmonics, self._edges)
+            h = layer(h, layer.filters(distances, self.pairs), harmonics, self.edges)
         v = self.readout(h)
         return self.unit * (v - v.mean(1, keepdim=True))
 

@@ -69,15 +69,15 @@ class EGNNField(GraphField):
         self, positions: Float[Tensor, "batch particles dim"], t: float | Float[Tensor, " batch"] = 0.0
     ) -> Float[Tensor, "batch particles dim"]:
         """The velocities, (batch, N, D)."""
-        h, start = self._atoms(positions, t), positions / self.unit
-        source, target = self._edges
+        h, start = self.own_features(positions, t), positions / self.unit
+        source, target = self.edges
         known = (start[:, target] - start[:, source]).square().sum(-1, keepdim=True)
         if self._n_pairs:
-            kinds = torch.nn.functional.one_hot(self._pairs, self._n_pairs).to(known)
+            kinds = torch.nn.functional.one_hot(self.pairs, self._n_pairs).to(known)
             known = torch.cat([known, kinds.expand(len(known), -1, -1)], -1)
         x = start
         for layer in self.layers:
-            h, x = layer(h, x, known, self._edges)
+            h, x = layer(h, x, known, self.edges)
         v = x - start
         return self.unit * (v - v.mean(1, keepdim=True))
 

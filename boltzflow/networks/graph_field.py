@@ -16,13 +16,19 @@ __all__ = ["GraphField"]
 class GraphField(VectorField):
     """A field whose weights do not depend on how many atoms there are: features of atoms come in as embeddings.
 
+    A subclass implements `forward` from `own_features` and the pairs of atoms, and says with what it goes.
+
     Args:
         features: Of the atoms, or a type for every particle, [0] * N for identical ones.
         n_dimensions: D.
         unit: Length in which the network sees positions, and velocities come out; about the width of the base.
         hidden: Width of the features of atoms.
         n_harmonics: Harmonics of t that are seen besides t.
-        at_least: Fewest atoms that make a field.
+
+    Attributes:
+        features: Of the atoms.
+        edges: Source and target of every ordered pair of atoms, (2, N(N − 1)), in order of the target.
+        pairs: Categories of these pairs.
 
     Raises:
         ValueError: If the numbers make no field.
@@ -36,14 +42,13 @@ class GraphField(VectorField):
         unit: float = 1.0,
         hidden: int = 64,
         n_harmonics: int = 4,
-        at_least: int = 2,
     ) -> None:
         super().__init__()
         features = features if isinstance(features, AtomFeatures) else AtomFeatures.of_particles(features)
-        if len(features) < at_least or hidden < 1 or unit <= 0:
+        if len(features) < 2 or hidden < 1 or unit <= 0:
             raise ValueError(
-                f"{type(self).__name__}: expected at least {at_least} atoms, a width of at least 1 and a positive "
-                f"unit, got {len(features)}, {hidden} and {unit}."
+                f"{type(self).__name__}: expected at least 2 atoms, a width of at least 1 and a positive unit, "
+                f"got {len(features)}, {hidden} and {unit}."
             )
         self.n_dimensions, self.unit, self.hidden = n_dimensions, float(unit), hidden
         self.kinds = torch.nn.ModuleList(torch.nn.Embedding(size, hidden) for size in features.sizes)
@@ -89,11 +94,11 @@ class GraphField(VectorField):
         # edges lie in order of their target, source after source
         target = torch.arange(n).repeat_interleave(n - 1)
         source = torch.arange(n).expand(n, n)[~torch.eye(n, dtype=torch.bool)]
-        self.register_buffer("_edges", torch.stack([source, target]).to(device), persistent=False)
+        self.register_buffer("edges", torch.stack([source, target]).to(device), persistent=False)
         self.register_buffer("_categories", features.categories.to(device), persistent=False)
-        self.register_buffer("_pairs", features.pairs[target, source].to(device), persistent=False)
+        self.register_buffer("pairs", features.pairs[target, source].to(device), persistent=False)
 
-    def _atoms(
+    def own_features(
         self, positions: Float[Tensor, "batch particles dim"], t: float | Tensor
     ) -> Float[Tensor, "batch particles hidden"]:
         """Features of every atom before it knows of the others: its categories and the time."""

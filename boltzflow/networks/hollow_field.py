@@ -111,7 +111,7 @@ class HollowField(GraphField):
 
     def _surroundings(self, positions: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """What every k sends, without i, in the last round: (batch, i, k, 3 hidden) and vectors (…, D, hidden)."""
-        x, atoms = positions / self.unit, self._atoms(positions, t)
+        x, atoms = positions / self.unit, self.own_features(positions, t)
         n, others = self.n_particles, self._others.to(x.dtype)
         distances, directions = separations(x[:, :, None] - x[:, None])
         s = atoms[:, None].expand(-1, n, -1, -1)
@@ -133,7 +133,7 @@ class HollowField(GraphField):
         distances, directions = separations((own[:, :, None] - positions[:, None]) / self.unit)
         received = sent * self.filters[-1](distances, self._square) * self._others.to(own.dtype)[..., None]
         a, b, c = received[..., None, :].chunk(3, -1)
-        s = self._atoms(own, t) + a[..., 0, :].sum(2)
+        s = self.own_features(own, t) + a[..., 0, :].sum(2)
         s, v = self.updates[-1](s, (b * vectors + c * directions[..., None]).sum(2))
         return self.unit * self.readout(s, v)
 

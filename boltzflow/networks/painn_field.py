@@ -67,12 +67,12 @@ class PaiNNField(GraphField):
         self, positions: Float[Tensor, "batch particles dim"], t: float | Float[Tensor, " batch"] = 0.0
     ) -> Float[Tensor, "batch particles dim"]:
         """The velocities, (batch, N, D)."""
-        x, s = positions / self.unit, self._atoms(positions, t)
-        source, target = self._edges
+        x, s = positions / self.unit, self.own_features(positions, t)
+        source, target = self.edges
         distances, directions = separations(x[:, target] - x[:, source])
         v = s.new_zeros(*x.shape, self.hidden)
         for messages, filters, update in zip(self.messages, self.filters, self.updates, strict=True):
-            s, v = messages(s, v, filters(distances, self._pairs), directions, self._edges)
+            s, v = messages(s, v, filters(distances, self.pairs), directions, self.edges)
             s, v = update(s, v)
         v = self.readout(s, v)
         return self.unit * (v - v.mean(1, keepdim=True))

@@ -82,7 +82,7 @@ class TransformerField(GraphField):
     ) -> Float[Tensor, "batch particles dim"]:
         """The velocities, (batch, N, D)."""
         x = (positions - positions.mean(1, keepdim=True)) / self.unit
-        h = self._atoms(positions, t) + self.places(x)
+        h = self.own_features(positions, t) + self.places(x)
         distances, _ = separations(x[:, :, None] - x[:, None])
         for bias, block in zip(self.biases, self.blocks, strict=True):
             h = block(h, bias(distances, self._square).movedim(-1, 1))
