@@ -1,6 +1,7 @@
 """FlowPerturbation: a continuous flow whose weight needs Jacobian-vector products alone, as a bijection with noise."""
 
 import math
+from itertools import islice
 
 import torch
 
@@ -61,12 +62,11 @@ class FlowPerturbation(ImplicitSteps, Bijection):
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """The steps in order; the log-ratio is −d Σ ln(|A e|/|e|)."""
         space, noise = self._space(state), self._noise(state)
-        x, drift, ratio, turned = state[self.name], 0.0, _zeros(state), []
+        x, ratio, turned = state[self.name], _zeros(state), []
+        steps = self.along(x, space)
         for block, e in zip(self._blocks(), noise.unbind(1), strict=True):
             points = []
-            for k in block:
-                y, found = self.step(x, k, space, drift=drift)
-                x, drift = y, (y - x).detach()
+            for _, x, found in islice(steps, len(block)):
                 ratio = torch.where(found, ratio, torch.nan)
                 points.append(x)
             pulled = e
@@ -157,10 +157,8 @@ class PerturbedFlow(ImplicitSteps):
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """The steps in order, with directions of their own."""
         space = self._space(state)
-        x, drift, ratio = state[self.name], 0.0, _zeros(state)
-        for k in range(self.n_steps):
-            y, found = self.step(x, k, space, drift=drift)
-            x, drift = y, (y - x).detach()
+        x, ratio = state[self.name], _zeros(state)
+        for k, x, found in self.along(x, space):  # noqa: B020
             u = _frame(self._directions(x, space, self.n_directions, run))
             ratio = torch.where(found, ratio + self._mean(x, u, k, space), torch.nan)
         return state.replace(**{self.name: x}), ratio

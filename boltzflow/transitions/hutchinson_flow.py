@@ -60,10 +60,7 @@ class ApproximateHutchinsonFlow(ImplicitSteps):
         """The steps in order; the log-ratio is an estimate."""
         space = self._space(state)
         x, ratio = state[self.name], torch.zeros(len(state), dtype=torch.float64, device=state.device)
-        drift = 0.0
-        for k in range(self.n_steps):
-            y, found = self.step(x, k, space, drift=drift)
-            x, drift = y, (y - x).detach()
+        for k, x, found in self.along(x, space):  # noqa: B020
             ratio = torch.where(found, ratio + self._log_det(x, k, space, run), torch.nan)
         return state.replace(**{self.name: x}), ratio
 

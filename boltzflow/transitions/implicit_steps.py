@@ -1,6 +1,6 @@
 """ImplicitSteps: backward Euler steps along a vector field, whose inverses are explicit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -14,6 +14,9 @@ from boltzflow.transitions.transition import Transition
 __all__ = ["ImplicitSteps", "fixed_point"]
 
 MAX_ITERATIONS = 100
+
+EXTRAPOLATION = ((), (1.0,), (2.0, -1.0), (3.0, -3.0, 1.0))
+"""Of a smooth series by its last values, the latest first."""
 
 
 class ImplicitSteps(Transition):
@@ -45,6 +48,22 @@ class ImplicitSteps(Transition):
         """Names by which `boltzflow.cite` finds its references."""
         return (type(self).__name__, type(self.field).__name__)
 
+    def along(self, x: Float[Tensor, "batch *event"], space: Space) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Step after step from x: which one, where it ends, and where that was found.
+
+        The drifts of the steps before, extrapolated to second order, are where every solution starts.
+
+        Args:
+            x: Where the first step starts.
+            space: Of the field.
+        """
+        drifts: list[Tensor] = []
+        for k in range(self.n_steps):
+            guess = sum((c * d for c, d in zip(EXTRAPOLATION[len(drifts)], drifts, strict=True)), 0.0)
+            y, found = self.step(x, k, space, drift=guess)
+            drifts, x = [(y - x).detach(), *drifts[:2]], y
+            yield k, y, found
+
     def step(
         self, x: Float[Tensor, "batch *event"], k: int, space: Space, *, drift: Tensor | float = 0.0
     ) -> tuple[Float[Tensor, "batch *event"], Bool[Tensor, " batch"]]:
@@ -54,21 +73,21 @@ class ImplicitSteps(Transition):
             x: Where it starts.
             k: Which step.
             space: Of the field.
-            drift: A guess of y − x, such as that of the step before; it saves an evaluation and changes nothing else.
+            drift: A guess of y − x; it saves evaluations and changes nothing else.
         """
 
         def pulled(y: Tensor) -> Tensor:
-            return x + self._scaled(self.field(y, self._time(k)), space)
+            return self._shifted(x, self.field(y, self._time(k)), space)
 
         return self._solved(pulled, (x + drift).detach(), at=None, k=k, space=space)
 
     def back(self, y: Float[Tensor, "batch *event"], k: int, space: Space) -> Float[Tensor, "batch *event"]:
         """The inverse of step k: y − v(y, t_{k+1})/n."""
-        return y - self._scaled(self.field(y, self._time(k)), space)
+        return self._shifted(y, self.field(y, self._time(k)), space, sign=-1)
 
     def pull(self, y: Tensor, tangent: Tensor, k: int, space: Space) -> Float[Tensor, "batch *event"]:
         """A · tangent, A = ∂x_k/∂x_{k+1} at x_{k+1} = y."""
-        return tangent - self._scaled(self.field.jvp(y, tangent, self._time(k))[1], space)
+        return self._shifted(tangent, self.field.jvp(y, tangent, self._time(k))[1], space, sign=-1)
 
     def push(
         self, y: Tensor, tangent: Tensor, k: int, space: Space
@@ -76,7 +95,7 @@ class ImplicitSteps(Transition):
         """A⁻¹ · tangent, by the same iteration as the step; and where it was found."""
 
         def pulled(w: Tensor) -> Tensor:
-            return tangent + self._scaled(self.field.jvp(y, w, self._time(k))[1], space)
+            return self._shifted(tangent, self.field.jvp(y, w, self._time(k))[1], space)
 
         return self._solved(pulled, tangent, at=y, k=k, space=space)
 
@@ -100,7 +119,7 @@ class ImplicitSteps(Transition):
         def implicit(gradient: Tensor) -> Tensor:
             with torch.enable_grad():
                 y = point.clone().requires_grad_()
-                v = self._scaled(self.field(y, self._time(k)), space)
+                v = self._shifted(torch.zeros_like(y), self.field(y, self._time(k)), space)
             if not v.requires_grad:
                 return gradient
 
@@ -116,9 +135,10 @@ class ImplicitSteps(Transition):
     def _time(self, k: int) -> float:
         return (k + 1) / self.n_steps
 
-    def _scaled(self, v: Tensor, space: Space) -> Tensor:
-        v = v / self.n_steps
-        return v if moves_centre(space) else v - v.mean(-2, keepdim=True)
+    def _shifted(self, x: Tensor, v: Tensor, space: Space, *, sign: int = 1) -> Tensor:
+        """The sum x ± v/n, v without its centre where the space has none."""
+        v = v if moves_centre(space) else v - v.mean(-2, keepdim=True)
+        return torch.add(x, v, alpha=sign / self.n_steps)
 
     def _space(self, state: State) -> Space:
         space = state.spaces[self.name]
@@ -148,18 +168,20 @@ def fixed_point(
     """
     tolerance = 64 * torch.finfo(start.dtype).eps
     rows = (-1, *[1] * (start.ndim - 1))
-    x = start
+    x, scale = start, None
     found = lost = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     before = torch.zeros(len(start), dtype=start.dtype, device=start.device)
     for _ in range(MAX_ITERATIONS):
         new = function(x)
-        off, size = (new - x).abs().flatten(1).amax(1), new.abs().flatten(1).amax(1)
+        off = (new - x).abs_().flatten(1).amax(1)
+        scale = tolerance * (1.0 + new.abs().flatten(1).amax(1)) if scale is None else scale
         # settled rows stay as they are, so that no row depends on its neighbours
-        x = torch.where((found | lost).reshape(rows), x, new)
+        settled = found | lost
+        x = torch.where(settled.reshape(rows), x, new) if bool(settled.any()) else new
         lost = lost | ~torch.isfinite(off)
         # where it contracts fast, the next change is told by the last two
         left = torch.where(off < 0.1 * before, off * (off / before), off)
-        found = found | (~lost & (left <= tolerance * (1.0 + size)))
+        found = found | (~lost & (left <= scale))
         before = off
         if bool((found | lost).all()):
             break
