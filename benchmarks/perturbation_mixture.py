@@ -33,7 +33,7 @@ from boltzflow.targets import CorrelatedMixture, Gaussian, perturbation_wells
 from boltzflow.training import ExponentialMovingAverage
 from boltzflow.transitions import FlowPerturbation, PerturbedFlow, RotationHMC
 
-SCALE, N_STEPS, WARMUP = 0.45, 20, 100
+SCALE, N_STEPS, WARMUP, PILOT_ROTATIONS = 0.45, 20, 100, 2
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Settings:
 
 SETTINGS = {
     10: Settings(50, 3000, 5e-3, 200, 4, 0.9, 200, 20, 2, 16, 2000),
-    1000: Settings(2000, 2500, 1e-3, 24, 2, 0.8, 32, 4, 2, 4, 500),
+    1000: Settings(2000, 2500, 1e-3, 24, 2, 0.8, 64, 2, 3, 4, 500),
 }
 # authors' outputs, n = 1000: <u> at the end, and the fraction with x_1 < 0 where it is given
 PUBLISHED = {
@@ -111,9 +111,15 @@ def perturbed(d: int, field: dict) -> tuple[Gaussian, FlowPerturbation]:
     return Gaussian(d, scale=SCALE), flow.requires_grad_(requires_grad=False)
 
 
-def kernel(d: int) -> RotationHMC:
+def kernel(n_rotations: int) -> RotationHMC:
     """Trajectories of positions and noise, whose base is normal."""
-    return RotationHMC(0.4, n_rotations=SETTINGS[d].rotations, scales={"x": SCALE})
+    return RotationHMC(0.4, n_rotations=n_rotations, scales={"x": SCALE})
+
+
+def sampler(d: int, base: Gaussian, flow: FlowPerturbation, found: dict) -> Generator:
+    """Annealing with the levels and step sizes of a pilot."""
+    schedule = Schedule(tuple(found["levels"]), tuple(map(tuple, found["step_sizes"])), seed=found["seed"])
+    return perturbed_smc(base, flow, kernel(SETTINGS[d].rotations), schedule)
 
 
 def pilot(d: int, target: CorrelatedMixture, base: Gaussian, flow: FlowPerturbation, folder: Path) -> dict:
@@ -125,7 +131,7 @@ def pilot(d: int, target: CorrelatedMixture, base: Gaussian, flow: FlowPerturbat
     found = find_schedule(
         NoisyBase(base, flow),
         target,
-        kernel(d),
+        kernel(PILOT_ROTATIONS),
         path=perturbed_path(flow),
         cess=settings.cess,
         n=settings.pilot,
@@ -154,7 +160,7 @@ def population(k: int, d: int, generator: Generator, target: CorrelatedMixture, 
         seconds = time.process_time() - started
         path.with_suffix(".seconds").write_text(str(seconds))
         shard.save(path)
-        print(f"d = {d}, population {k}: {shard.log_z()}, {seconds:.0f} s", flush=True)
+        print(f"d = {d}, population {k}: {seconds:.0f} s", flush=True)
     return path
 
 
@@ -211,8 +217,7 @@ def measured(d: int, folder: Path) -> dict:
     training = trained(d, target, folder)
     base, flow = perturbed(d, training["field"])
     levels = pilot(d, target, base, flow, folder)
-    schedule = Schedule(tuple(levels["levels"]), tuple(map(tuple, levels["step_sizes"])), seed=levels["seed"])
-    generator = perturbed_smc(base, flow, kernel(d), schedule)
+    generator = sampler(d, base, flow, levels)
     paths = [population(k, d, generator, target, folder) for k in range(settings.n_populations)]
     ensemble = Ensemble.merge([Ensemble.load(path) for path in paths])
     u = ensemble.expectation(target.reduced_energy)
@@ -231,8 +236,8 @@ def measured(d: int, folder: Path) -> dict:
         "log_z_method": log_z.method,
         "mean_u_by_population": [float(p.expectation(target.reduced_energy).value) for p in populations],
         "ess_fraction": ensemble.ess_fraction(),
-        "n_levels": len(schedule),
-        "pilot_acceptance": sum(a for (a,) in levels["acceptance"]) / len(schedule),
+        "n_levels": len(levels["levels"]),
+        "pilot_acceptance": sum(a for (a,) in levels["acceptance"]) / len(levels["levels"]),
         "training_cpu_seconds": training["cpu_seconds"],
         "pilot_cpu_seconds": levels["cpu_seconds"],
         "populations_cpu_seconds": sum(float(path.with_suffix(".seconds").read_text()) for path in paths),
@@ -254,9 +259,7 @@ def main() -> None:
         (d,) = arguments.dimensions
         target, folder = perturbation_wells(d), arguments.runs
         base, flow = perturbed(d, trained(d, target, folder)["field"])
-        levels = pilot(d, target, base, flow, folder)
-        schedule = Schedule(tuple(levels["levels"]), tuple(map(tuple, levels["step_sizes"])), seed=levels["seed"])
-        generator = perturbed_smc(base, flow, kernel(d), schedule)
+        generator = sampler(d, base, flow, pilot(d, target, base, flow, folder))
         for k in arguments.populations:
             population(k, d, generator, target, folder)
         return
