@@ -55,6 +55,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "FlowMatching": ("lipman2023", "klein2023", "tong2024", "chen2024"),
     "FrameField": ("puny2022",),
     "HollowField": ("chen2019", "schuett2021"),
+    "GaussianPerturbation": ("peng2024",),
     "HMC": ("duane1987", "neal2011"),
     "InternalToCartesian": ("parsons2005",),
     "InterpolantSDE": ("albergo2023", "nilmeier2011"),

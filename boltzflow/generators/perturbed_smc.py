@@ -9,6 +9,7 @@ from boltzflow.paths import NoisyBase, perturbed_path
 from boltzflow.targets.target import Base
 from boltzflow.transitions.flow_noise import DropNoise
 from boltzflow.transitions.flow_perturbation import FlowPerturbation
+from boltzflow.transitions.gaussian_perturbation import GaussianPerturbation
 from boltzflow.transitions.transition import Transition
 
 __all__ = ["perturbed_smc"]
@@ -16,7 +17,7 @@ __all__ = ["perturbed_smc"]
 
 def perturbed_smc(
     base: Base,
-    flow: FlowPerturbation,
+    flow: FlowPerturbation | GaussianPerturbation,
     kernels: Transition | Sequence[Transition],
     schedule: Schedule | Sequence[float],
     *,

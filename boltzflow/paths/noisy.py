@@ -13,6 +13,7 @@ from boltzflow.state import State
 from boltzflow.targets.target import Base, Target
 from boltzflow.transitions.flow_noise import NOISE, DrawNoise, DropNoise, noise_space
 from boltzflow.transitions.flow_perturbation import FlowPerturbation
+from boltzflow.transitions.gaussian_perturbation import GaussianPerturbation
 from boltzflow.transitions.velocities import normal_energy
 
 __all__ = ["NoisyBase", "perturbed_path"]
@@ -37,7 +38,7 @@ class NoisyBase(Base):
         {'x': (3,), 'x_noise': (2, 3)}
     """
 
-    def __init__(self, base: Base, flow: FlowPerturbation) -> None:
+    def __init__(self, base: Base, flow: FlowPerturbation | GaussianPerturbation) -> None:
         self.draw_name, self.n_noises = flow.name, flow.n_noises
         noise = {flow.name + NOISE: noise_space(base.fields[flow.name], flow.n_noises)}
         super().__init__({**base.fields, **noise}, name=f"{base.name} with noise", log_z=base.log_z)
@@ -54,7 +55,7 @@ class NoisyBase(Base):
         return DrawNoise(self.n_noises, name=self.draw_name)(state, Run(rng, context))[0]
 
 
-def perturbed_path(flow: FlowPerturbation) -> Callable[[Target, Target], Path]:
+def perturbed_path(flow: FlowPerturbation | GaussianPerturbation) -> Callable[[Target, Target], Path]:
     """Makes the path from a `NoisyBase` to the density of (z, e) that the target has through a perturbed flow.
 
     Its levels are p(z) N(e) exp(λ log ω(z, e)), ω the weight of flow perturbation; at λ = 1 its marginal is the target.

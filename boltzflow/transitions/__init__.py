@@ -10,6 +10,7 @@ from boltzflow.transitions.elementwise import ElementwiseSpline
 from boltzflow.transitions.euler_flow import EulerFlow
 from boltzflow.transitions.flow_noise import DrawNoise, DropNoise
 from boltzflow.transitions.flow_perturbation import FlowPerturbation, PerturbedFlow
+from boltzflow.transitions.gaussian_perturbation import GaussianPerturbation, LearnedFactor
 from boltzflow.transitions.hmc import HMC
 from boltzflow.transitions.hutchinson_flow import ApproximateHutchinsonFlow
 from boltzflow.transitions.internal import InternalToCartesian
@@ -68,9 +69,11 @@ __all__ = [
     "ElementwiseSpline",
     "EulerFlow",
     "FlowPerturbation",
+    "GaussianPerturbation",
     "InternalToCartesian",
     "Interpolant",
     "InterpolantSDE",
+    "LearnedFactor",
     "MetropolisKernel",
     "OverdampedLangevin",
     "ParticleDisplacement",

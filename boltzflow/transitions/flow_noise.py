@@ -8,7 +8,7 @@ from boltzflow.transitions.step_size import at_least_one
 from boltzflow.transitions.transition import Drop, Transition
 from boltzflow.transitions.velocities import normal_energy
 
-__all__ = ["NOISE", "DrawNoise", "DropNoise", "centred_directions", "noise_space", "require_isotropic"]
+__all__ = ["NOISE", "DrawNoise", "DropNoise", "centred_directions", "noise_of", "noise_space", "require_isotropic"]
 
 NOISE = "_noise"
 """Suffix of the name of a field of noise."""
@@ -40,6 +40,21 @@ def centred_directions(
 def noise_space(space: Space, n: int) -> Space:
     """Where n directions in the space of a field live, of as many degrees of freedom each."""
     return Space("line", (n, *space.shape), n * space.dimension)
+
+
+def noise_of(state: State, name: str, n: int, what: str) -> Float[Tensor, "batch n *event"]:
+    """The noise that a step takes.
+
+    Raises:
+        ValueError: If the State has none, or another number of directions.
+    """
+    expected = (n, *state.spaces[name].shape)
+    if name + NOISE not in state or state.spaces[name + NOISE].shape != expected:
+        raise ValueError(
+            f"{what}: expected a field {name + NOISE!r} of shape (batch, {', '.join(map(str, expected))}); put "
+            f"DrawNoise({n}, name={name!r}) before it."
+        )
+    return state[name + NOISE]
 
 
 class DrawNoise(Transition):

@@ -9,7 +9,7 @@ from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.networks.vector_field import VectorField
 from boltzflow.run import Run
 from boltzflow.state import Space, State
-from boltzflow.transitions.flow_noise import NOISE, centred_directions, require_isotropic
+from boltzflow.transitions.flow_noise import NOISE, centred_directions, noise_of, require_isotropic
 from boltzflow.transitions.implicit_steps import ImplicitSteps
 from boltzflow.transitions.step_size import at_least_one
 from boltzflow.transitions.transition import Bijection
@@ -61,7 +61,7 @@ class FlowPerturbation(ImplicitSteps, Bijection):
 
     def forward(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """The steps in order; the log-ratio is −d Σ ln(|A e|/|e|)."""
-        space, noise = self._space(state), self._noise(state)
+        space, noise = self._space(state), noise_of(state, self.name, self.n_noises, "FlowPerturbation")
         x, ratio, turned = state[self.name], _zeros(state), []
         steps = self.along(x, space)
         for block, e in zip(self._blocks(), noise.unbind(1), strict=True):
@@ -79,7 +79,7 @@ class FlowPerturbation(ImplicitSteps, Bijection):
 
     def reverse(self, state: State, run: Run) -> tuple[State, Float64[Tensor, " batch"]]:
         """The explicit inverses in opposite order, and e_b to A⁻¹ e_b of the length of e_b."""
-        space, noise = self._space(state), self._noise(state)
+        space, noise = self._space(state), noise_of(state, self.name, self.n_noises, "FlowPerturbation")
         x, ratio, turned = state[self.name], _zeros(state), []
         for block, e in zip(reversed(self._blocks()), reversed(noise.unbind(1)), strict=True):
             points = []
@@ -98,15 +98,6 @@ class FlowPerturbation(ImplicitSteps, Bijection):
     def _blocks(self) -> list[range]:
         """The steps that share a direction."""
         return [range(k, k + 1) for k in range(self.n_steps)] if self.per_step else [range(self.n_steps)]
-
-    def _noise(self, state: State) -> Tensor:
-        expected = (self.n_noises, *state.spaces[self.name].shape)
-        if self.name + NOISE not in state or state.spaces[self.name + NOISE].shape != expected:
-            raise ValueError(
-                f"FlowPerturbation: expected a field {self.name + NOISE!r} of shape (batch, "
-                f"{', '.join(map(str, expected))}); put DrawNoise({self.n_noises}, name={self.name!r}) before it."
-            )
-        return state[self.name + NOISE]
 
 
 class PerturbedFlow(ImplicitSteps):
