@@ -60,7 +60,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         generator.sample(options.n, system.target, seed=options.seed + k, batch_size=500)
         for k in range(options.repeats)
     ]
-    log_weights = path_log_weights(generator, reference, system.target)
+    log_weights = path_log_weights(generator, reference, system.target).numpy()
     found = summary(Ensemble.merge(ensembles), reference, path_log_weights=log_weights)
     ess = [ensemble.ess_fraction() for ensemble in ensembles]
     rng = np.random.default_rng(options.seed)
@@ -69,13 +69,13 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     before = (
         start.sample(options.n, system.target, seed=options.seed).ess_fraction() if len(start.transitions) else None
     )
-    energies = reference.reduced_energies
+    nll = log_weights + reference.reduced_energies
     return {
         **found,
         "ess_fractions": ess,
         "ess_fraction_bootstrap": float(np.mean([bootstrap(ensemble.weights, rng) for ensemble in ensembles])),
         "ess_fraction_of_the_start": before,
-        "nll": float(np.mean(log_weights[np.isfinite(log_weights)] + energies[np.isfinite(log_weights)])),
+        "nll": float(nll[np.isfinite(nll)].mean()),
         "mean_reduced_energy_reference": reference.mean_reduced_energy().value,
         "mean_reduced_energy_reference_error": reference.mean_reduced_energy().error,
         "path_length": path_length(generator, options.seed),

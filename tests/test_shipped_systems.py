@@ -35,6 +35,7 @@ ANALYTIC = {
     "dw4": (6, None),
     "ka2_2d_43": (86, None),
     "lj13": (36, None),
+    "lj55": (162, None),
     "many_well_32": (32, 164.695675),
     "snf_double_well": (2, 10.293480),
 }
