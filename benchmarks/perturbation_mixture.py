@@ -211,6 +211,15 @@ def oracle(d: int, base: Gaussian, flow: FlowPerturbation) -> dict:
     }
 
 
+def _share(ensemble: Ensemble) -> dict:
+    """The weight of the left well; without an error where every row is in the same."""
+    inside = ensemble.samples["x"][:, 0] < 0
+    if inside.all() or not inside.any():
+        return {"left": float(inside[0]), "left_error": None}
+    found = ensemble.expectation(lambda state: (state["x"][:, 0] < 0).double())
+    return {"left": found.value, "left_error": found.error}
+
+
 def measured(d: int, folder: Path) -> dict:
     """Everything about one dimension."""
     settings, target = SETTINGS[d], perturbation_wells(d)
@@ -221,7 +230,7 @@ def measured(d: int, folder: Path) -> dict:
     paths = [population(k, d, generator, target, folder) for k in range(settings.n_populations)]
     ensemble = Ensemble.merge([Ensemble.load(path) for path in paths])
     u = ensemble.expectation(target.reduced_energy)
-    left = ensemble.expectation(lambda state: (state["x"][:, 0] < 0).double())
+    left = _share(ensemble)
     log_z = ensemble.log_z()
     populations = [Ensemble.load(path) for path in paths]
     return {
@@ -229,12 +238,11 @@ def measured(d: int, folder: Path) -> dict:
         "exact_u": target.separated_mean_energy(),
         "mean_u": u.value,
         "mean_u_error": u.error,
-        "left": left.value,
-        "left_error": left.error,
+        **left,
         "log_z": log_z.value,
         "log_z_error": log_z.error,
         "log_z_method": log_z.method,
-        "mean_u_by_population": [float(p.expectation(target.reduced_energy).value) for p in populations],
+        "mean_u_by_population": [float(p.weights @ p.values(target.reduced_energy)) for p in populations],
         "ess_fraction": ensemble.ess_fraction(),
         "n_levels": len(levels["levels"]),
         "pilot_acceptance": sum(a for (a,) in levels["acceptance"]) / len(levels["levels"]),

@@ -18,7 +18,7 @@ from results_continuous_flows import COMMAND as CONTINUOUS_COMMAND
 from results_continuous_flows import continuous_flows, continuous_flows_distances, continuous_flows_published
 from results_coupling import coupling, flow_matching
 from results_divergence import divergence
-from results_flow_perturbation import flow_perturbation
+from results_flow_perturbation import MIXTURE_COMMAND, flow_perturbation, perturbation_mixture
 from results_glass import glass, glass_reach
 from results_glass_flow import glass_flow, glass_flow_weights
 from results_hexapeptide import COMMAND as HEXAPEPTIDE_COMMAND
@@ -514,6 +514,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flow_matching": flow_matching,
     "divergence": divergence,
     "flow_perturbation": flow_perturbation,
+    "perturbation_mixture": perturbation_mixture,
     "difference": difference,
     "annealed": annealed,
     "glass": glass,
@@ -543,6 +544,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "from coupling": lambda: provenance("coupling", "python benchmarks/coupling.py lj13.h5"),
     "from flow_matching": lambda: provenance("flow_matching", "python benchmarks/flow_matching.py dw4.h5"),
     "from divergence": lambda: provenance("exact_divergence", "python benchmarks/exact_divergence.py"),
+    "from perturbation_mixture": lambda: provenance("perturbation_mixture", MIXTURE_COMMAND),
     "from flow_perturbation": lambda: provenance("flow_perturbation", "python benchmarks/flow_perturbation.py"),
     "from difference": lambda: provenance("force_field_difference", "python benchmarks/force_field_difference.py"),
 }
