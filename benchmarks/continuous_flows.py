@@ -11,6 +11,7 @@ their floor is that of another such set of frames.
 import argparse
 import json
 
+import mdtraj
 import numpy as np
 import torch
 from _record import record
@@ -111,7 +112,7 @@ def path_length(generator: Generator, seed: int) -> float:
 
 
 def distances(system: SystemFolder, ensembles: list[Ensemble], reference: Ensemble, n: int) -> dict[str, float]:
-    """Of energies, and of (phi, psi) where there are such, with the floor between two sets of frames."""
+    """Of energies, and of the (phi, psi) where there are such, with the floor between two sets of frames."""
     order = np.random.default_rng(0).permutation(len(reference))
     one, two = (reference.select(np.sort(part)) for part in (order[:n], order[n : 2 * n]))
     model = ensembles[0].resample(n, seed=1)
@@ -131,8 +132,10 @@ def energy_w2(a: Ensemble, b: Ensemble) -> float:
 
 
 def torsion_w2(a: Ensemble, b: Ensemble) -> float:
-    """W2 on the torus of phi and psi, in radians, by exact assignment."""
-    first, second = (np.stack([torsion(side, name) for name in ("phi", "psi")], 1) for side in (a, b))
+    """W2 on the torus of all phi and psi, in radians, by exact assignment."""
+    kinds = {"phi": mdtraj.geometry.indices_phi, "psi": mdtraj.geometry.indices_psi}
+    names = [f"{kind}:{k + 1}" for kind, find in kinds.items() for k in range(len(find(a.topology).reshape(-1, 4)))]
+    first, second = (np.stack([torsion(side, name) for name in names], 1) for side in (a, b))
     apart = np.remainder(first[:, None] - second[None] + np.pi, 2 * np.pi) - np.pi
     squared = (apart**2).sum(-1)
     rows, columns = linear_sum_assignment(squared)
