@@ -4,8 +4,8 @@
     python benchmarks/continuous_flows.py --only dw4 --checkpoint runs/dw4-path_gradients/checkpoint.pt
 
 Every repeat is an ensemble of its own; nothing is filtered. References are the parallel-tempering frames in data/, of
-seeds that no training used. E-W2 and T-W2 are of resampled ensembles of n/4 rows against as many reference frames, and
-their floor is that of another such set of frames.
+seeds that no training used. E-W2 and T-W2 are of resampled ensembles of n/4 rows, or as many as half of the frames,
+against as many reference frames, and their floor is that of another such set of frames.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from boltzflow.systems import SystemFolder, load_system
 from boltzflow.transitions import EulerFlow
 from boltzflow.workflow import path_log_weights
 
-SYSTEMS = {"dw4": None, "alanine_dipeptide_ff99sbildn": "continuous"}
+SYSTEMS = {"dw4": None, "alanine_dipeptide_ff99sbildn": "continuous", "trialanine": "continuous"}
 RESAMPLES = 1000
 MISSED = 30.0  # log w above log Z, beyond which a frame counts as missed
 
@@ -84,7 +84,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         "steps_training": checkpoint.cost["step"],
         "n_flow_steps": generator.transitions[-1].n_steps,
         "n_parameters": sum(p.numel() for p in generator.parameters()),
-        **distances(system, ensembles, reference, options.n // 4),
+        **distances(system, ensembles, reference, min(options.n // 4, len(reference) // 2)),
     }
 
 

@@ -5,7 +5,13 @@ from results_common import MISSING, Row, load, number, pm, table
 __all__ = ["COMMAND", "continuous_flows", "continuous_flows_distances", "continuous_flows_published"]
 
 COMMAND = "python benchmarks/continuous_flows.py"
-NAMES = {"dw4": "DW4", "lj13": "LJ13", "alanine_dipeptide_ff99sbildn": "alanine dipeptide, Cartesian"}
+NAMES = {
+    "dw4": "DW4",
+    "lj13": "LJ13",
+    "alanine_dipeptide_ff99sbildn": "alanine dipeptide, Cartesian",
+    "trialanine": "trialanine, Cartesian",
+    "ace_aaa_nme": "Ace-AAA-Nme, Cartesian",
+}
 KLEIN = "[arXiv:2306.15030](https://arxiv.org/abs/2306.15030): reported, not confirmed"
 # system, method, ESS %, where it is from
 PUBLISHED = (
@@ -19,6 +25,8 @@ PUBLISHED = (
         "3.0",
         "[arXiv:2502.18462](https://arxiv.org/abs/2502.18462): reported, not confirmed",
     ),
+    ("trialanine", "as published, nothing filtered", "0.3", "reported, not confirmed"),
+    ("ace_aaa_nme", "as published, nothing filtered", "1.6", "reported, not confirmed"),
 )
 
 
