@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from _record import record
 
-from boltzflow.networks import EGNNField, EmbeddedField, HollowField, PaiNNField, PairField, VectorField
+from boltzflow.networks import EGNNField, EmbeddedField, HollowField, NeighbourField, PaiNNField, PairField, VectorField
 from boltzflow.run import make_rng
 
 HIDDEN, REACH, T = 64, 5.0, 0.5
@@ -33,6 +33,7 @@ def fields(n: int) -> dict[str, VectorField]:
     made = {
         "pair": PairField(types, 3, reach=REACH, n_basis=32, n_times=6),
         "embedded": EmbeddedField(types, 3, reach=REACH, hidden=HIDDEN),
+        "neighbour": NeighbourField(types, 3, reach=REACH, hidden=HIDDEN),
         "hollow": HollowField(types, 3, n_layers=2, hidden=HIDDEN, reach=REACH),
         "painn": PaiNNField(types, 3, n_layers=3, hidden=HIDDEN, reach=REACH),
         "egnn": EGNNField(types, 3, n_layers=5, hidden=HIDDEN),
@@ -80,7 +81,7 @@ def measured(n: int) -> dict:
     found = {}
     for name, field in fields(n).items():
         few = x[: BATCHES[n][1]]
-        is_cheap = type(field).divergence is not VectorField.divergence or name == "embedded"
+        is_cheap = type(field).divergence is not VectorField.divergence or name in ("embedded", "neighbour")
         jacobians = by_vmap_of_passes if name in ("egnn", "painn") else by_vmap
         methods = {
             "forward": (x, lambda rows, field=field: field(rows, T)),

@@ -7,6 +7,7 @@ __all__ = ["divergence"]
 NAMES = {
     "pair": "`PairField`: closed form",
     "embedded": "`EmbeddedField`: closed form of the Jacobian",
+    "neighbour": "`NeighbourField`: closed form of the Jacobian",
     "hollow": "`HollowField`: 3 backward passes",
     "painn": "`PaiNNField`: 3N backward passes",
     "egnn": "`EGNNField`: 3N backward passes",

@@ -56,14 +56,15 @@ def build_field(
         match settings.field:
             case "pair":
                 return networks.PairField(types, n_dimensions, n_times=settings.n_times, **basis)
-            case "embedded":
+            case "embedded" | "neighbour":
                 sizes = {"hidden": settings.hidden, "n_features": settings.n_features}
-                return networks.EmbeddedField(types, n_dimensions, **sizes, **basis)
+                made = networks.EmbeddedField if settings.field == "embedded" else networks.NeighbourField
+                return made(types, n_dimensions, **sizes, **basis)
             case "frame":
                 if frame is None:
                     raise UnsupportedForceError(
                         "continuous_flow: identical particles have no frame of three of them; set "
-                        "generator.continuous.field to embedded or pair."
+                        "generator.continuous.field to neighbour, embedded or pair."
                     )
                 return networks.FrameField(n, frame=frame, scale=0.25 * reach, hidden=[settings.hidden] * 2)
             case "egnn":

@@ -19,10 +19,13 @@ class PerturbationConfig(Section):
 class ContinuousConfig(Section):
     """The field and the steps of a `continuous_flow`."""
 
-    field: Literal["embedded", "pair", "frame", "egnn", "painn", "hollow", "e3nn", "transformer"] = Field(
+    field: Literal[
+        "embedded", "neighbour", "pair", "frame", "egnn", "painn", "hollow", "e3nn", "transformer"
+    ] = Field(
         "embedded",
-        description="embedded: pair velocities that know the surroundings; pair: of the distance alone; frame: a dense "
-        "network that sees one molecule in a frame of its own; egnn, painn: equivariant graph networks; hollow: painn "
+        description="embedded: pair velocities that know the surroundings; neighbour: sums over neighbours with weights "
+        "that do, several times cheaper; pair: of the distance alone; frame: a dense network that sees one molecule in "
+        "a frame of its own; egnn, painn: equivariant graph networks; hollow: painn "
         "with a cheap divergence; e3nn: tensors that know left from right; transformer: attention without rotations. "
         "The Jacobians of the last five take one backward pass per coordinate: exact, and slow.",
     )
@@ -54,8 +57,8 @@ class ContinuousConfig(Section):
     n_heads: int = Field(4, ge=1, description="transformer: heads of attention.")
     n_tensors: int = Field(16, ge=1, description="e3nn: tensors of every other order per atom.")
     order: int = Field(2, ge=1, description="e3nn: highest order of the tensors.")
-    n_features: int = Field(16, ge=1, description="embedded: features of the surroundings.")
-    n_basis: int = Field(32, ge=2, description="Gaussians of the distance.")
+    n_features: int = Field(16, ge=1, description="embedded, neighbour: features of the surroundings.")
+    n_basis: int = Field(32, ge=2, description="Functions of the distance.")
     n_times: int = Field(6, ge=1, description="pair: knots of time.")
 
 

@@ -14,6 +14,7 @@ from boltzflow.networks.graph_field import GraphField
 from boltzflow.networks.hollow_field import HollowField
 from boltzflow.networks.linear import Linear
 from boltzflow.networks.mlp import MLP, CoordinateFeatures, ResidualMLP
+from boltzflow.networks.neighbour_field import NeighbourField
 from boltzflow.networks.pair_field import PairField
 from boltzflow.networks.rotation_field import RotationField
 from boltzflow.networks.shallow_field import ShallowField
@@ -35,6 +36,7 @@ __all__ = [
     "GraphField",
     "HollowField",
     "Linear",
+    "NeighbourField",
     "PaiNNField",
     "PairField",
     "ResidualMLP",

@@ -124,7 +124,7 @@ def molecule_flow(field, **continuous):
     return made
 
 
-@pytest.mark.parametrize("field", ["embedded", "pair"])
+@pytest.mark.parametrize("field", ["embedded", "neighbour", "pair"])
 def test_the_ratio_of_a_molecule_is_that_of_its_internal_coordinates(field):
     """Against the Jacobian of what the steps do to internal coordinates, which know no rigid motion."""
     made = molecule_flow(field)

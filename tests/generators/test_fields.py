@@ -17,6 +17,7 @@ SIZES = {"hidden": 6, "n_layers": 2, "n_basis": 5, "n_heads": 2, "n_tensors": 2,
 KINDS = {
     "pair": networks.PairField,
     "embedded": networks.EmbeddedField,
+    "neighbour": networks.NeighbourField,
     "egnn": networks.EGNNField,
     "painn": networks.PaiNNField,
     "hollow": networks.HollowField,
