@@ -56,6 +56,16 @@ class PathDensity:
             self._ratio_after = self._ratio_after + ratio
         return state, ratio
 
+    @property
+    def needs_steps(self) -> bool:
+        """Whether a Bijection in training is still to come."""
+        return self._n_left > 0
+
+    @property
+    def score(self) -> Mapping[str, Tensor]:
+        """∂_x log q of the samples behind the last Bijection in training, by field."""
+        return self._score
+
     def log_prob(self) -> Float64[Tensor, " batch"]:
         """Log q of the samples, with the derivative through them alone; NaN in rows whose score is not finite."""
         value, linear = self._log_prob, 0.0

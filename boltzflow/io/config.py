@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError
 from boltzflow.errors import FormatError, UnknownNameError, nearest
 from boltzflow.io.autoregressive_config import AutoregressiveConfig
 from boltzflow.io.continuous_config import ContinuousConfig, FlowMapConfig, FlowMatchingConfig
+from boltzflow.io.natural_gradient_config import NaturalGradientConfig
 from boltzflow.io.section import Section
 
 __all__ = [
@@ -271,6 +272,7 @@ class TrainingConfig(Section):
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     threads: int | None = Field(None, ge=1, description="torch threads; None = torch's default.")
+    natural_gradient: NaturalGradientConfig = NaturalGradientConfig()
     cuda_graph: bool = Field(
         default=False, description="Replay steps as a CUDA graph: the same numbers with one launch; terms by KL only."
     )

@@ -19,15 +19,13 @@ class PerturbationConfig(Section):
 class ContinuousConfig(Section):
     """The field and the steps of a `continuous_flow`."""
 
-    field: Literal[
-        "embedded", "neighbour", "pair", "frame", "egnn", "painn", "hollow", "e3nn", "transformer"
-    ] = Field(
+    field: Literal["embedded", "neighbour", "pair", "frame", "egnn", "painn", "hollow", "e3nn", "transformer"] = Field(
         "embedded",
-        description="embedded: pair velocities that know the surroundings; neighbour: sums over neighbours with weights "
-        "that do, several times cheaper; pair: of the distance alone; frame: a dense network that sees one molecule in "
-        "a frame of its own; egnn, painn: equivariant graph networks; hollow: painn "
-        "with a cheap divergence; e3nn: tensors that know left from right; transformer: attention without rotations. "
-        "The Jacobians of the last five take one backward pass per coordinate: exact, and slow.",
+        description="embedded: pair velocities that know the surroundings; neighbour: sums over neighbours with "
+        "weights that do, several times cheaper; pair: of the distance alone; frame: a dense network that sees one "
+        "molecule in a frame of its own; egnn, painn: equivariant graph networks; hollow: painn with a cheap "
+        "divergence; e3nn: tensors that know left from right; transformer: attention without rotations. The Jacobians "
+        "of the last five take one backward pass per coordinate: exact, and slow.",
     )
     base_scale: float = Field(1.0, gt=0, description="Standard deviation of the base.")
     n_steps: int = Field(10, ge=1, description="Steps; the weights are exact whatever their number.")

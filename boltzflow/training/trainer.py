@@ -21,6 +21,7 @@ from boltzflow.state import State
 from boltzflow.training.ema import ExponentialMovingAverage
 from boltzflow.training.graph import StepGraph
 from boltzflow.training.memory import keep_freed_memory
+from boltzflow.training.natural_gradient import NaturalGradient
 from boltzflow.training.processes import Processes
 from boltzflow.training.schedule import warmup_cosine
 from boltzflow.transitions.acceptance import reset_acceptance, warn_of_rejection
@@ -30,6 +31,8 @@ __all__ = ["Trainer", "TrainingState"]
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 50
+_SCORES = 2**31
+"""Keys the random streams of the samples whose scores make the natural gradient; no shard has this number."""
 
 
 @dataclass
@@ -129,9 +132,13 @@ class Trainer:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError(f"{type(objective).__name__}: its Generator has no parameters that require a gradient.")
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer: torch.optim.Optimizer
+        if config.natural_gradient.rows:
+            self.optimizer = NaturalGradient(objective.generator, config.natural_gradient)
+        else:
+            self.optimizer = torch.optim.AdamW(
+                self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            )
         self.ema = ExponentialMovingAverage(objective.generator, decay=config.ema_decay)
         self._device = self.parameters[0].device
         # `objective` may become a data-parallel wrapper of it
@@ -226,6 +233,8 @@ class Trainer:
             return {}
         self.n_skipped_in_a_row = 0
         self.n_clipped += int(norm > bound)
+        if isinstance(self.optimizer, NaturalGradient) and (self.step - 1) % self.config.natural_gradient.every == 0:
+            self.optimizer.draw(make_rng(self.seed, self.step - 1, _SCORES, device=self._device), self.context)
         self.optimizer.step()
         self.ema.update()
         return {"loss": loss, "gradient_norm": norm.detach(), **logged}

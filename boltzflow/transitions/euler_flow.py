@@ -135,7 +135,7 @@ class EulerFlow(Bijection):
     def _log_det(self, jacobian: Tensor) -> Float64[Tensor, " batch"]:
         matrix = self._matrix(jacobian)
         if self.field.is_gradient:
-            return _PositiveLogDet.apply(matrix)
+            return _PositiveLogDet.apply(matrix)[0]
         sign, log_det = torch.linalg.slogdet(matrix)
         return torch.where(sign > 0, log_det, torch.nan)
 
@@ -178,17 +178,24 @@ def _rows(mask: Tensor, like: Tensor) -> Tensor:
 class _PositiveLogDet(torch.autograd.Function):
     """log det of symmetric positive definite matrices, NaN of others."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, matrix):
+    def forward(matrix):
         factor, info = torch.linalg.cholesky_ex(matrix)
         bad = (info != 0)[:, None, None]
         factor = torch.where(bad, torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device), factor)
-        ctx.save_for_backward(factor, bad)
         log_det = 2.0 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        return torch.where(bad[:, 0, 0], torch.nan, log_det)
+        return torch.where(bad[:, 0, 0], torch.nan, log_det), factor, bad
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, factor, bad = output
+        ctx.mark_non_differentiable(factor, bad)
+        ctx.save_for_backward(factor, bad)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad, _factor, _bad):
         factor, bad = ctx.saved_tensors
         return torch.where(bad, 0.0, grad[:, None, None] * torch.cholesky_inverse(factor))

@@ -1,0 +1,170 @@
+"""Natural gradient: steps of equal length in the metric of the density, by the Fisher matrix of recent samples."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch.func import functional_call, grad, vmap
+
+from boltzflow._typing import Float, Tensor
+from boltzflow.generators.generator import Generator
+from boltzflow.generators.path_density import PathDensity
+from boltzflow.io.natural_gradient_config import NaturalGradientConfig
+from boltzflow.run import Context, Run
+from boltzflow.state import State
+
+__all__ = ["NaturalGradient", "parameter_scores"]
+
+
+class _Ends(torch.nn.Module):
+    """Log-ratio of a row, and its end along a given direction: what scores are derivatives of."""
+
+    def __init__(self, transitions: Iterable[torch.nn.Module], start: State, run: Run) -> None:
+        super().__init__()
+        self.transitions = torch.nn.ModuleList(transitions)
+        self._spaces, self._run = start.spaces, run
+
+    def forward(self, fields: dict[str, Tensor], directions: dict[str, Tensor]) -> Float[Tensor, ""]:
+        state, total = State({name: row[None] for name, row in fields.items()}, self._spaces), 0.0
+        for transition in self.transitions:
+            state, ratio = transition(state, self._run)
+            total = total + ratio[0]
+        return total + sum((directions[name] * state[name][0]).sum() for name in directions)
+
+
+def parameter_scores(
+    generator: Generator, n: int, rng: torch.Generator, context: Context | None = None
+) -> Float[Tensor, "n parameters"]:
+    """∂ log q(x)/∂θ at fixed x, a row for each of n samples x of the Generator.
+
+    With x = T_θ(z) and the log-ratio r of the steps, log q(T_θ(z)) = log q_0(z) − r_θ(z), so that
+
+        ∂_θ log q(x) = −∂_θ r_θ(z) − ∂_x log q(x) · ∂_θ T_θ(z),
+
+    which needs no inverse. Rows that are not finite, failures of the model, are zero.
+
+    Args:
+        generator: Of Bijections that `torch.func.vmap` can map, its base without parameters in training.
+        n: Samples.
+        rng: Random stream.
+        context: Passed on to Transitions.
+
+    Returns:
+        (n, parameters in training), in the order of `generator.parameters()`.
+
+    Raises:
+        TypeError: If a step is not a Bijection, or the base is trained.
+    """
+    if any(p.requires_grad for p in generator.base.parameters()):
+        raise TypeError(
+            f"natural_gradient: {generator.base.name} is trained, and its samples move with its parameters; fix them, "
+            "or set training.natural_gradient.rows to 0."
+        )
+    run = Run(rng, context)
+    with torch.no_grad():
+        start = generator.base.sample(n, rng, context)
+        density = PathDensity(generator.base, list(generator.transitions), start, run)
+        state, steps = start, []
+        for transition in generator.transitions:
+            if not density.needs_steps:
+                break
+            steps.append(transition)
+            state, _ = density.step(transition, state, run)
+    ends = _Ends(steps, start, run)
+    parameters = {name: p.detach() for name, p in ends.named_parameters() if p.requires_grad}
+    per_row = vmap(grad(lambda p, fields, directions: functional_call(ends, p, (fields, directions))), (None, 0, 0))
+    made = per_row(parameters, dict(start.fields), dict(density.score))
+    rows = -torch.cat([one.flatten(1) for one in made.values()], 1)
+    return torch.where(torch.isfinite(rows).all(1, keepdim=True), rows, 0.0)
+
+
+class NaturalGradient(torch.optim.Optimizer):
+    """θ ← θ − η (F + λ)⁻¹ g: g a running mean of gradients, F = E[s sᵀ] the Fisher matrix from scores s of samples.
+
+    The Kullback-Leibler divergence between models before and after a step is ½ δᵀ F δ, so that steps are measured by
+    what they do to the density and not to the parameters. Near q = p, F is the Hessian of both KL divergences, and the
+    step is Newton's. F is never formed: of the last `rows` scores S, (F + λ)⁻¹ g takes a Cholesky factor of S Sᵀ and
+    products with S; parameters × rows numbers are kept, and come into checkpoints of the training.
+
+    Args:
+        generator: What is trained, see `parameter_scores`.
+        settings: Sizes, damping, momentum and the longest step.
+
+    References:
+        Amari, Neural Computation 10, 251 (1998); minimum-step reconfiguration: Chen, Heyl, Nature Physics 20, 1476
+        (2024), https://arxiv.org/abs/2302.01941
+    """
+
+    def __init__(self, generator: Generator, settings: NaturalGradientConfig) -> None:
+        self.generator, self.settings = generator, settings
+        self._parameters = [p for p in generator.parameters() if p.requires_grad]
+        super().__init__(self._parameters, {"lr": 1.0})
+        first = self._parameters[0]
+        n = sum(p.numel() for p in self._parameters)
+        # PyTorch takes care of what it finds here in checkpoints
+        self.state[first] = {
+            "scores": first.new_zeros(settings.rows, n),
+            "products": first.new_zeros(settings.rows, settings.rows),
+            "mean_gradient": first.new_zeros(n),
+            "n_steps": 0,
+            "n_rows": 0,
+        }
+        self._factor: tuple[Tensor, float] | None = None
+
+    def draw(self, rng: torch.Generator, context: Context | None = None) -> None:
+        """Replace the oldest scores by those of new samples; the first time, all."""
+        own, size = self.state[self._parameters[0]], min(self.settings.batch_size, self.settings.rows)
+        for _ in range(1 if own["n_rows"] else math.ceil(self.settings.rows / size)):
+            new = parameter_scores(self.generator, size, rng, context)
+            places = (own["n_rows"] + torch.arange(size, device=new.device)) % self.settings.rows
+            own["scores"][places] = new
+            products = own["scores"] @ new.T
+            own["products"][:, places] = products
+            own["products"][places] = products.T
+            own["n_rows"] += size
+        self._factor = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step from the gradients of the parameters."""
+        own, settings = self.state[self._parameters[0]], self.settings
+        gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self._parameters])
+        own["n_steps"] += 1
+        own["mean_gradient"].lerp_(gradient, 1.0 - settings.momentum)
+        mean = own["mean_gradient"] / (1.0 - settings.momentum ** own["n_steps"])
+        change = self.solve(mean)
+        size = (own["scores"] @ change).square().mean().sqrt()
+        change = change * (self.param_groups[0]["lr"] * (settings.max_change / size).clamp(max=1.0))
+        for p, part in zip(self._parameters, change.split([p.numel() for p in self._parameters]), strict=True):
+            p.sub_(part.view_as(p))
+
+    def solve(self, g: Float[Tensor, " parameters"]) -> Float[Tensor, " parameters"]:
+        """(F + λ)⁻¹ g, refined once, for what rounding leaves in directions of much curvature."""
+        scores, n = self.state[self._parameters[0]]["scores"], self.settings.rows
+        factor, damping = self._factor = self._factor or self._factorised()
+
+        def once(y: Tensor) -> Tensor:
+            inner = torch.cholesky_solve((scores @ y).double()[:, None] / n, factor)[:, 0]
+            return (y - scores.T @ inner.to(y)) / damping
+
+        change = once(g)
+        return change + once(g - damping * change - scores.T @ (scores @ change) / n)
+
+    def _factorised(self) -> tuple[Tensor, float]:
+        """Cholesky factor of S Sᵀ/rows + λ, and λ."""
+        own, n = self.state[self._parameters[0]], self.settings.rows
+        products = own["products"].double() / n
+        # the trace is that of F, shared among as many eigenvalues as there are parameters
+        damping = self.settings.damping * float(products.trace()) / own["scores"].shape[1]
+        if damping == 0:
+            raise ValueError(
+                "natural_gradient: the density does not depend on any parameter at its samples, so there is no step to "
+                "take; train by another objective first."
+            )
+        products.diagonal().add_(damping)
+        return torch.linalg.cholesky(products), damping
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As every optimizer; the factor is made anew."""
+        super().load_state_dict(state_dict)
+        self._factor = None
