@@ -18,9 +18,9 @@ _SPREAD = 3.0
 class NeighbourField(VectorField):
     """v_i = Σ_k a_k(surroundings of i, t) Σ_j b_k(r_ij) (x_i − x_j) minus its mean, the weights a from a network.
 
-    Of the surroundings of every particle the network sees mixtures of the densities Σ_j b_k(r_ij) and the squared
-    lengths of mixtures of the vectors Σ_j b_k(r_ij) (x_i − x_j), which tell of angles between its neighbours. The
-    functions b_k are smooth bumps of the distance, and a constant. It goes with translations, rotations, reflections
+    Of the surroundings of every particle the network sees mixtures of the densities Σ_j b_k(r_ij), and lengths of
+    mixtures of the vectors Σ_j b_k(r_ij) r and of the matrices Σ_j b_k(r_ij) r rᵀ, r = x_i − x_j, which tell of angles
+    between its neighbours. The functions b_k are smooth bumps of the distance, and a constant. It goes with translations, rotations, reflections
     and permutations within types.
 
     The network works per particle and not per pair, and everything that it tells of a particle reaches one velocity:
@@ -33,7 +33,7 @@ class NeighbourField(VectorField):
         n_dimensions: D.
         reach: Centre of the last bump.
         hidden: Width of the network.
-        n_features: Mixtures of densities, and as many of vectors.
+        n_features: Mixtures of densities, and as many of vectors; half as many of matrices.
         n_basis: Bumps, equidistant from 0.
         n_harmonics: Harmonics of t that the network sees.
 
@@ -81,7 +81,9 @@ class NeighbourField(VectorField):
         self.register_buffer("_others", 1.0 - torch.eye(n), persistent=False)
         self.densities = torch.nn.Linear(n_functions, n_features)
         self.vectors = torch.nn.Linear(n_functions, n_features, bias=False)
-        self.first = torch.nn.Linear(2 * n_features + 2 * n_harmonics + 1, hidden)
+        n_matrices = (n_features + 1) // 2
+        self.matrices = torch.nn.Linear(n_functions, n_matrices, bias=False)
+        self.first = torch.nn.Linear(2 * n_features + n_matrices + 2 * n_harmonics + 1, hidden)
         self.own: torch.nn.Embedding | None = None
         if n_types > 1:
             self.own = torch.nn.Embedding(n_types, hidden)
@@ -96,7 +98,7 @@ class NeighbourField(VectorField):
     ) -> Float[Tensor, "batch particles dim"]:
         """The velocities, (batch, N, D)."""
         r, _, basis, _ = self._neighbours(positions)
-        _, weights, sums, _ = self._weights(basis, r, t)
+        _, weights, sums, *_ = self._weights(basis, r, t)
         v = (weights[..., None, :] @ sums)[..., 0, :]
         return v - v.mean(1, keepdim=True)
 
@@ -104,18 +106,19 @@ class NeighbourField(VectorField):
         self, positions: Float[Tensor, "batch particles dim"], t: float | Float[Tensor, " batch"] = 0.0
     ) -> tuple[Float[Tensor, "batch particles dim"], Float[Tensor, "batch coordinates coordinates"]]:
         """Both at once, the Jacobian by the chain rule written out."""
-        dim, root, n_features = positions.shape[2], math.sqrt(self.n_particles - 1), self.vectors.out_features
+        dim, root = positions.shape[2], math.sqrt(self.n_particles - 1)
+        sizes = [self.densities.out_features, self.vectors.out_features, self.matrices.out_features]
         r, d, basis, slopes = self._neighbours(positions)
-        layers, weights, sums, vectors = self._weights(basis, r, t)
+        layers, weights, sums, vectors, matrices, mixed = self._weights(basis, r, t)
         v = (weights[..., None, :] @ sums)[..., 0, :]
 
         # every component of v_i back through the network of i: (batch, N, D, what it sees)
         back = sums.mT @ self.last.weight
         back = (back * _silu_slope(layers[1])[:, :, None]) @ self.inner.weight
-        back = (back * _silu_slope(layers[0])[:, :, None]) @ self.first.weight[:, : 2 * n_features]
-        by_density = back[..., :n_features] @ self.densities.weight / root
-        lengths = vectors.square().sum(3)
-        by_vector = back[..., n_features:] * (2.0 / (1.0 + lengths) / root)[:, :, None]
+        back = (back * _silu_slope(layers[0])[:, :, None]) @ self.first.weight[:, : sum(sizes)]
+        by_density, by_vector, by_matrix = back.split(sizes, 3)
+        by_density = by_density @ self.densities.weight / root
+        by_vector = by_vector * _length_slope(vectors, root)[:, :, None]
         # ∂v_i by every Σ_j b_k (x_i − x_j), as it stands and by its length: (batch, N, D, D, functions)
         by_sum = (by_vector[:, :, :, None] * vectors.mT[:, :, None]) @ self.vectors.weight
         by_sum = by_sum + torch.eye(dim, dtype=v.dtype, device=v.device)[..., None] * weights[:, :, None, None]
@@ -127,6 +130,8 @@ class NeighbourField(VectorField):
         along = (through_distance[:, :, : dim * dim].unflatten(2, (dim, dim)) * r[:, :, None]).sum(3)
         along = along + through_distance[:, :, dim * dim :]
         pulls = through_vector.unflatten(2, (dim, dim)) + along[:, :, :, None] * (r / d[:, :, None])[:, :, None]
+        by_matrix = (by_matrix * _length_slope(matrices, root)[:, :, None])[:, :, :, None] * matrices.mT[:, :, None]
+        pulls = pulls + self._through_matrices(by_matrix.flatten(2, 3), mixed, slopes, r, d)
         pulls = pulls * self._others[:, None, None]
         # (batch, i, D, D, j): every neighbour against the particle itself
         jacobian = torch.diag_embed(pulls.sum(4).movedim(1, -1)).movedim(-2, 1) - pulls
@@ -138,6 +143,15 @@ class NeighbourField(VectorField):
     ) -> Float[Tensor, "batch coordinates coordinates"]:
         """∂v/∂x, (batch, N·D, N·D)."""
         return self.velocity_and_jacobian(positions, t)[1]
+
+    def _through_matrices(self, by_matrix: Tensor, mixed: Tensor, slopes: Tensor, r: Tensor, d: Tensor) -> Tensor:
+        """What matrices add to the derivative by neighbours, (batch, i, D, D, j)."""
+        dim = r.shape[2]
+        at = (by_matrix @ mixed.mT).unflatten(2, (dim, dim, dim))
+        sloped = (by_matrix @ (slopes @ self.matrices.weight.t()).mT).unflatten(2, (dim, dim, dim))
+        turned = 2.0 * (at * r[:, :, None, None]).sum(4)
+        along = ((sloped * r[:, :, None, None]).sum(4) * r[:, :, None]).sum(3)
+        return turned + along[:, :, :, None] * (r / d[:, :, None])[:, :, None]
 
     def _neighbours(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x_i − x_j, (batch, i, j, D), distances, the functions of them and their slopes, (batch, i, j, functions)."""
@@ -158,25 +172,33 @@ class NeighbourField(VectorField):
 
     def _weights(
         self, basis: Tensor, r: Tensor, t: float | Tensor
-    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor, Tensor]:
-        """Hidden layers before their activation, the weights a, the sums over neighbours and mixtures of them."""
+    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Hidden layers before their activation, weights a, sums over neighbours, mixed vectors, matrices, functions."""
         root = math.sqrt(self.n_particles - 1)
         sums = basis.mT @ r
         vectors = self.vectors.weight @ sums / root
-        lengths = torch.log1p(vectors.square().sum(3))
+        # half of r rᵀ is enough of a symmetric matrix, but the whole is simpler to differentiate
+        mixed = basis @ self.matrices.weight.t()
+        matrices = mixed.mT @ (r[..., :, None] * r[..., None, :]).flatten(3) / root
+        lengths = [torch.log1p(y.square().sum(3)) for y in (vectors, matrices)]
         t = torch.as_tensor(t, dtype=r.dtype, device=r.device).reshape(-1, 1, 1)
         times = torch.cat([t, torch.cos(self._harmonics * t), torch.sin(self._harmonics * t)], -1)
         densities = self.densities(basis.sum(2) / root)
-        seen = torch.cat([densities, lengths, times.expand(len(r), self.n_particles, -1)], -1)
+        seen = torch.cat([densities, *lengths, times.expand(len(r), self.n_particles, -1)], -1)
         outer = self.first(seen)
         if self.own is not None:
             outer = outer + self.own(self._kinds)
         inner = self.inner(silu(outer))
-        return (outer, inner), self.last(silu(inner)), sums, vectors
+        return (outer, inner), self.last(silu(inner)), sums, vectors, matrices, mixed
 
     def extra_repr(self) -> str:
         """Sizes."""
         return f"particles={self.n_particles}, dimensions={self.n_dimensions}, reach={self.reach:.6g}"
+
+
+def _length_slope(y: Tensor, root: float) -> Tensor:
+    """The derivative of log(1 + |y|²) by a sum of which y is 1/root times a mixture, but for the factor y."""
+    return 2.0 / (1.0 + y.square().sum(3)) / root
 
 
 def _silu_slope(x: Tensor) -> Tensor:
