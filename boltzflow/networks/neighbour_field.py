@@ -20,8 +20,8 @@ class NeighbourField(VectorField):
 
     Of the surroundings of every particle the network sees mixtures of the densities Σ_j b_k(r_ij), and lengths of
     mixtures of the vectors Σ_j b_k(r_ij) r and of the matrices Σ_j b_k(r_ij) r rᵀ, r = x_i − x_j, which tell of angles
-    between its neighbours. The functions b_k are smooth bumps of the distance, and a constant. It goes with translations, rotations, reflections
-    and permutations within types.
+    between its neighbours. The functions b_k are smooth bumps of the distance, and a constant. It goes with
+    translations, rotations, reflections and permutations within types.
 
     The network works per particle and not per pair, and everything that it tells of a particle reaches one velocity:
     its exact Jacobian takes D backward passes through the network of every particle, written out, and a few products
@@ -173,7 +173,7 @@ class NeighbourField(VectorField):
     def _weights(
         self, basis: Tensor, r: Tensor, t: float | Tensor
     ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Hidden layers before their activation, weights a, sums over neighbours, mixed vectors, matrices, functions."""
+        """Hidden layers before their activation, the weights a, the sums over neighbours, and what is mixed of them."""
         root = math.sqrt(self.n_particles - 1)
         sums = basis.mT @ r
         vectors = self.vectors.weight @ sums / root
