@@ -272,6 +272,10 @@ class TrainingConfig(Section):
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     threads: int | None = Field(None, ge=1, description="torch threads; None = torch's default.")
+    compile: bool = Field(
+        default=False,
+        description="continuous_flow, Euler's steps: compile the field; minutes at the start, then shorter steps.",
+    )
     natural_gradient: NaturalGradientConfig = NaturalGradientConfig()
     cuda_graph: bool = Field(
         default=False, description="Replay steps as a CUDA graph: the same numbers with one launch; terms by KL only."

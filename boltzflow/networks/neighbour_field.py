@@ -134,7 +134,7 @@ class NeighbourField(VectorField):
         pulls = pulls + self._through_matrices(by_matrix.flatten(2, 3), mixed, slopes, r, d)
         pulls = pulls * self._others[:, None, None]
         # (batch, i, D, D, j): every neighbour against the particle itself
-        jacobian = torch.diag_embed(pulls.sum(4).movedim(1, -1)).movedim(-2, 1) - pulls
+        jacobian = pulls.sum(4, keepdim=True) * (1.0 - self._others[:, None, None]) - pulls
         jacobian = (jacobian - jacobian.mean(1, keepdim=True)).mT.flatten(3).flatten(1, 2)
         return v - v.mean(1, keepdim=True), jacobian
 

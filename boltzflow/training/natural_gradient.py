@@ -73,7 +73,9 @@ def parameter_scores(
     ends = _Ends(steps, start, run)
     parameters = {name: p.detach() for name, p in ends.named_parameters() if p.requires_grad}
     per_row = vmap(grad(lambda p, fields, directions: functional_call(ends, p, (fields, directions))), (None, 0, 0))
-    made = per_row(parameters, dict(start.fields), dict(density.score))
+    # neither maps what the other has made
+    with torch.compiler.set_stance("force_eager"):
+        made = per_row(parameters, dict(start.fields), dict(density.score))
     rows = -torch.cat([one.flatten(1) for one in made.values()], 1)
     return torch.where(torch.isfinite(rows).all(1, keepdim=True), rows, 0.0)
 

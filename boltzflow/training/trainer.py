@@ -5,7 +5,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from boltzflow._typing import Tensor
 from boltzflow.errors import CheckpointMismatchError, NonFiniteEnergyError
+from boltzflow.generators.generator import Generator
 from boltzflow.io.config import TrainingConfig
 from boltzflow.objectives.objective import Objective, Step
 from boltzflow.run import Context, Ledger, make_rng, new_seed
@@ -25,6 +27,7 @@ from boltzflow.training.natural_gradient import NaturalGradient
 from boltzflow.training.processes import Processes
 from boltzflow.training.schedule import warmup_cosine
 from boltzflow.transitions.acceptance import reset_acceptance, warn_of_rejection
+from boltzflow.transitions.euler_flow import EulerFlow
 
 __all__ = ["Trainer", "TrainingState"]
 
@@ -181,7 +184,8 @@ class Trainer:
         if self.data is not None:
             self.data = self._own_objective.prepare(self.data, self.context, self._own_ledger)
         show = (sys.stderr.isatty() if progress is None else progress) and self.world.is_first
-        with tqdm(total=self.config.steps, initial=self.step, desc="train", disable=not show) as bar:
+        compiled = _compiled(self._own_objective.generator) if self.config.compile else nullcontext()
+        with compiled, tqdm(total=self.config.steps, initial=self.step, desc="train", disable=not show) as bar:
             while self.step < self.config.steps:
                 started = time.perf_counter()
                 logged = self.train_step()
@@ -379,3 +383,21 @@ class Trainer:
         self.n_skipped_in_a_row = state.n_skipped_in_a_row
         self._own_objective.recall(state.objective)
         self._sums, self._n_summed = dict(state.pending.get("sums", {})), state.pending.get("steps", 0)
+
+
+@contextmanager
+def _compiled(generator: Generator) -> Iterator[None]:
+    """Compile the fields of continuous flows, as long as training goes on."""
+    flows = [m for m in generator.modules() if isinstance(m, EulerFlow)]
+    if not flows:
+        raise ValueError(
+            "training.compile: the generator has no Euler steps along a field, which alone are compiled; set it to "
+            "false."
+        )
+    for flow in flows:
+        flow.is_compiled = True
+    try:
+        yield
+    finally:
+        for flow in flows:
+            flow.is_compiled = False

@@ -12,7 +12,7 @@ from boltzflow.objectives import PathKL
 from boltzflow.run import Run, make_rng
 from boltzflow.targets import DoubleWellCluster, Gaussian
 from boltzflow.training import NaturalGradient, Trainer, parameter_scores
-from boltzflow.transitions import EulerFlow, RandomWalkMetropolis
+from boltzflow.transitions import EulerFlow, RandomWalkMetropolis, euler_flow
 from boltzflow.transitions.affine import Affine
 from tests.training.test_trainer import TrainingState, parameters, stored
 
@@ -130,3 +130,33 @@ def test_a_density_without_parameters_is_refused():
     fixed[0].grad = torch.ones_like(fixed[0])
     with pytest.raises(ValueError, match="no step to take"):
         natural.step()
+
+
+def test_compiled_fields_are_called_in_training_alone(monkeypatch):
+    """Compilation itself takes a minute; here what would be compiled is counted, and must change nothing."""
+    called = []
+
+    def count(what):
+        called.append(what)
+        return lambda field, x, t: getattr(field, what)(x, t)
+
+    monkeypatch.setattr(euler_flow, "_compiled", count)
+    results = []
+    for compiled in (False, True):
+        config = TrainingConfig(
+            steps=2, reverse_batch_size=4, learning_rate=0.1, dtype="float64", seed=2, compile=compiled
+        )
+        generator = particles("neighbour")
+        run = Trainer(PathKL(generator, DoubleWellCluster().double(), forward=0.0, reverse=1.0), config)
+        run.run()
+        assert not generator.transitions[0].is_compiled
+        assert len(called) == (2 * 2 * 3 if compiled else 0)  # steps, functions, Euler steps
+        results.append(parameters(run))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_to_compile_is_refused():
+    run, _ = gaussian()
+    run.config = run.config.model_copy(update={"compile": True})
+    with pytest.raises(ValueError, match=r"training\.compile"):
+        run.run()
