@@ -62,6 +62,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "MALA": ("roberts1996",),
     "OBABO": ("bussi2007", "nilmeier2011", "sivak2013"),
     "OverdampedLangevin": ("nilmeier2011", "wu2020"),
+    "NeighbourField": ("daw1984", "drautz2019"),
     "PaiNNField": ("schuett2021",),
     "PairField": ("koehler2020",),
     "ParticleDisplacement": ("metropolis1953",),
@@ -102,6 +103,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "MassTransport": ("klitzing2025",),
     "MaximumLikelihood": ("noe2019",),
     "Mixture": ("noe2019",),
+    "NaturalGradient": ("amari1998", "chenheyl2024"),
     "PathLikelihood": ("wu2020", "williams1992"),
     "PathKL": ("roeder2017", "vaitl2024", "tucker2019", "bauer2021", "amari1985"),
     "Rectification": ("liu2023",),
@@ -275,7 +277,7 @@ def _methods(run: Any) -> list[str]:
         trains = run.model_fields_set & {"generator", "objective", "training"} or not simulated
         # levels that are given are not looked for
         found = ("constant CESS schedule",) if run.generator.annealing.levels is None else ()
-        by = (*found, "step size adaptation") if run.generator.is_piloted else (*run.methods, "AdamW")
+        by = (*found, "step size adaptation") if run.generator.is_piloted else (*run.methods, run.training.optimizer)
         trained = [*_built(run), *by] if trains else []
         return method_names(*trained, *simulated, load_system(run.system).target)
     if hasattr(run, "methods") or hasattr(run, "reduced_energy"):

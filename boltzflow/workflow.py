@@ -175,7 +175,7 @@ def train(
     # what trained the model, as its cost, includes earlier stages and the making of the data
     methods = method_names(
         *config.methods,
-        "AdamW",
+        config.training.optimizer,
         *(earlier.methods if earlier else ()),
         *(ensemble.provenance.methods if digest is not None else ()),
     )

@@ -287,6 +287,11 @@ class TrainingConfig(Section):
         "None = the number of processes that start the run.",
     )
 
+    @property
+    def optimizer(self) -> str:
+        """Name by which `boltzflow.cite` finds its references."""
+        return "NaturalGradient" if self.natural_gradient.rows else "AdamW"
+
 
 class SamplingConfig(Section):
     """How ensembles are drawn."""
