@@ -61,6 +61,8 @@ def small(config):
             found |= {"generator.annealing.map_rows": 200, "generator.annealing.map_basis": 3}
     if config.objective.annealing.method != "none":
         found |= {f"objective.annealing.{key}": value for key, value in STAGES.items()}
+    if config.training.natural_gradient.rows:
+        found |= {"training.natural_gradient.rows": 16, "training.natural_gradient.batch_size": 16}
     if config.objective.data is not None:
         found["objective.data"] = simulated(config.system)
     return [word for key, value in found.items() for word in ("--set", f"{key}={value}")]
