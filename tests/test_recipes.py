@@ -63,6 +63,8 @@ def small(config):
         found |= {f"objective.annealing.{key}": value for key, value in STAGES.items()}
     if config.training.natural_gradient.rows:
         found |= {"training.natural_gradient.rows": 16, "training.natural_gradient.batch_size": 16}
+        # steps of a model that is as good as untrained, in the metric of 16 samples
+        found["training.learning_rate"] = 1e-3
     if config.objective.data is not None:
         found["objective.data"] = simulated(config.system)
     return [word for key, value in found.items() for word in ("--set", f"{key}={value}")]

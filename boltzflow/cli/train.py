@@ -69,7 +69,9 @@ def train(
     if config.generator.is_piloted:
         typer.echo(f"{folder / 'checkpoint.pt'}: {last['step']} levels, found in {last['seconds']:.0f} s")
     else:
-        done = f"{last['step']} steps in {last['seconds']:.0f} s, loss {last['loss']:.4g}"
+        # a loss that was not finite is none, and its step was left out
+        loss = f"loss {last['loss']:.4g}" if last.get("loss") is not None else "no finite loss since the line before"
+        done = f"{last['step']} steps in {last['seconds']:.0f} s, {loss}"
         typer.echo(f"{folder / 'checkpoint.pt'}: {done}")
     typer.echo(f"sample from it: boltzflow sample {shlex.quote(str(folder))} -n 20000 -o ensemble.h5")
 
