@@ -3,6 +3,8 @@
     python benchmarks/continuous_flows.py [-n 10000] [--repeats 4] [--threads 1] [--seed 2026]
     python benchmarks/continuous_flows.py --only dw4 --checkpoint runs/dw4-path_gradients/checkpoint.pt
 
+With --only, rows of other systems stay in the file as they were measured, each with its date.
+
 Every repeat is an ensemble of its own; nothing is filtered. References are the parallel-tempering frames in data/, of
 seeds that no training used. E-W2 and T-W2 are of resampled ensembles of n/4 rows, or as many as half of the frames,
 against as many reference frames, and their floor is that of another such set of frames.
@@ -10,6 +12,8 @@ against as many reference frames, and their floor is that of another such set of
 
 import argparse
 import json
+from datetime import date
+from pathlib import Path
 
 import mdtraj
 import numpy as np
@@ -45,9 +49,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     names = [options.only] if options.only else list(SYSTEMS)
-    results = {name: measure(name, options) for name in names}
-    path = record("continuous_flows", {"n": options.n, "repeats": options.repeats, "systems": results}, options.output)
-    print(json.dumps(results, indent=2))
+    path = Path(options.output) if options.output else Path(__file__).parent / "results" / "continuous_flows.json"
+    earlier = json.loads(path.read_text())["results"]["systems"] if options.only and path.is_file() else {}
+    measured = {name: {**measure(name, options), "date": f"{date.today():%Y-%m-%d}"} for name in names}
+    results = {name: (earlier | measured)[name] for name in SYSTEMS if name in earlier | measured}
+    path = record("continuous_flows", {"systems": results}, path)
+    print(json.dumps(measured, indent=2))
     print(f"written to {path}")
 
 
@@ -70,6 +77,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     nll = log_weights + reference.reduced_energies
     return {
         **found,
+        "repeats": options.repeats,
         "ess_fractions": ess,
         "ess_fraction_bootstrap": float(np.mean([bootstrap(ensemble.weights, rng) for ensemble in ensembles])),
         "n_reference": len(reference),

@@ -57,10 +57,9 @@ def build_field(
             case "pair":
                 return networks.PairField(types, n_dimensions, n_times=settings.n_times, **basis)
             case "embedded" | "neighbour":
-                sizes = {"hidden": settings.hidden, "n_features": settings.n_features, **basis}
-                if settings.field == "embedded":
-                    return networks.EmbeddedField(types, n_dimensions, **sizes)
-                return networks.NeighbourField(types, n_dimensions, contact=settings.contact, **sizes)
+                sizes = {"hidden": settings.hidden, "n_features": settings.n_features}
+                made = networks.EmbeddedField if settings.field == "embedded" else networks.NeighbourField
+                return made(types, n_dimensions, **sizes, **basis)
             case "frame":
                 if frame is None:
                     raise UnsupportedForceError(

@@ -44,9 +44,6 @@ class ContinuousConfig(Section):
     reach: float | None = Field(
         None, gt=0, description="Centre of the last Gaussian of the distance; None = 5 base_scale."
     )
-    contact: float | None = Field(
-        None, gt=0, description="neighbour: distance about which its functions are narrow; None = equidistant."
-    )
     unit: float | None = Field(
         None,
         gt=0,

@@ -11,8 +11,6 @@ from boltzflow.networks.vector_field import VectorField
 
 __all__ = ["NeighbourField"]
 
-_NARROW = 0.25
-"""Range about the contact within which bumps are nearly equidistant, as a fraction of it."""
 _SPREAD = 3.0
 """Distances from its centre at which a basis function ends, in units of their spacing."""
 
@@ -36,9 +34,7 @@ class NeighbourField(VectorField):
         reach: Centre of the last bump.
         hidden: Width of the network.
         n_features: Mixtures of densities, and as many of vectors; half as many of matrices.
-        n_basis: Bumps, from 0 to `reach`.
-        contact: Distance around which the bumps are narrow and close, in the length of positions, as a steep repulsion
-            needs; None = equidistant.
+        n_basis: Bumps, equidistant from 0.
         n_harmonics: Harmonics of t that the network sees.
 
     References:
@@ -64,7 +60,6 @@ class NeighbourField(VectorField):
         n_features: int = 16,
         n_basis: int = 24,
         n_harmonics: int = 4,
-        contact: float | None = None,
     ) -> None:
         super().__init__()
         n = len(types)
@@ -73,17 +68,14 @@ class NeighbourField(VectorField):
                 f"NeighbourField: expected at least 2 particles, 2 bumps and a positive reach, got {n}, {n_basis} "
                 f"and {reach}."
             )
-        if contact is not None and not 0 < contact < reach:
-            raise ValueError(f"NeighbourField contact: expected a distance below the reach, {reach}, got {contact}.")
         self.types = tuple(int(kind) for kind in types)
         self.n_particles, self.n_dimensions, self.reach = n, n_dimensions, float(reach)
+        self._width = self.reach / n_basis
         kinds = torch.as_tensor(types, dtype=torch.long)
         n_types = int(kinds.max()) + 1
         n_functions = (n_basis + 1) * n_types
         self.register_buffer("_kinds", kinds, persistent=False)
-        centres, widths = _bumps(self.reach, n_basis, contact)
-        self.register_buffer("_centres", centres, persistent=False)
-        self.register_buffer("_widths", widths, persistent=False)
+        self.register_buffer("_centres", torch.linspace(0.0, self.reach, n_basis), persistent=False)
         self.register_buffer("_harmonics", math.pi * torch.arange(1, n_harmonics + 1.0), persistent=False)
         self.register_buffer("_of_type", one_hot(kinds, n_types).float() if n_types > 1 else None, persistent=False)
         self.register_buffer("_others", 1.0 - torch.eye(n), persistent=False)
@@ -167,10 +159,10 @@ class NeighbourField(VectorField):
         squared = r.square().sum(3)
         # the root has no gradient at 0, where two particles coincide
         d = squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
-        z = (d[..., None] - self._centres) / self._widths
+        z = (d[..., None] - self._centres) / self._width
         bump = (1.0 - z.square() / _SPREAD**2).clamp_min(0.0)
         square = bump.square()
-        slopes = square * bump * z * (-8.0 / _SPREAD**2 / self._widths)
+        slopes = square * bump * z * (-8.0 / _SPREAD**2 / self._width)
         one = torch.ones_like(d)[..., None]
         basis, slopes = torch.cat([square.square(), one], 3), torch.cat([slopes, 0.0 * one], 3)
         if self._of_type is not None:
@@ -202,15 +194,6 @@ class NeighbourField(VectorField):
     def extra_repr(self) -> str:
         """Sizes."""
         return f"particles={self.n_particles}, dimensions={self.n_dimensions}, reach={self.reach:.6g}"
-
-
-def _bumps(reach: float, n: int, contact: float | None) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Centres, and their distance from the next: equidistant, or on a hyperbolic sine about the contact."""
-    if contact is None:
-        return torch.linspace(0.0, reach, n), torch.full((n,), reach / n)
-    scale = _NARROW * contact
-    places = torch.linspace(math.asinh(-contact / scale), math.asinh((reach - contact) / scale), n)
-    return contact + scale * torch.sinh(places), scale * torch.cosh(places) * (places[1] - places[0])
 
 
 def _length_slope(y: Tensor, root: float) -> Tensor:

@@ -15,12 +15,11 @@ def random_field(types, dim, **sizes):
 
 
 @pytest.mark.parametrize(
-    ("types", "dim", "permuted", "contact"),
-    [([0, 0, 1, 1, 2], 3, [[0, 1], [2, 3]], None), ([0] * 4, 2, [[0, 1, 2, 3]], 1.0)],
+    ("types", "dim", "permuted"), [([0, 0, 1, 1, 2], 3, [[0, 1], [2, 3]]), ([0] * 4, 2, [[0, 1, 2, 3]])]
 )
-def test_symmetries_and_closed_forms(types, dim, permuted, contact):
+def test_symmetries_and_closed_forms(types, dim, permuted):
     x = torch.randn(3, len(types), dim, dtype=torch.float64, generator=make_rng(2))
-    check_vector_field(random_field(types, dim, contact=contact), x, rng=make_rng(3), permuted=permuted)
+    check_vector_field(random_field(types, dim), x, rng=make_rng(3), permuted=permuted)
 
 
 def test_it_tells_angles_between_neighbours():
@@ -48,16 +47,7 @@ def test_untrained_it_moves_nothing():
     assert field(torch.randn(2, 4, 2, generator=make_rng(0)), 0.5).abs().max() == 0
 
 
-def test_bumps_are_narrow_about_the_contact():
-    field = NeighbourField([0] * 2, 3, reach=3.0, n_basis=32, contact=1.0)
-    nearest = (field._centres - 1.0).abs().argmin()
-    assert field._widths.argmin() == nearest
-    assert field._widths[nearest] < 0.05
-    assert (field._centres[1:] > field._centres[:-1]).all()
-    torch.testing.assert_close(field._centres[[0, -1]], torch.tensor([0.0, 3.0]), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("wrong", [{"types": [0]}, {"reach": 0.0}, {"n_basis": 1}, {"contact": 1.5}])
+@pytest.mark.parametrize("wrong", [{"types": [0]}, {"reach": 0.0}, {"n_basis": 1}])
 def test_sizes_that_make_no_field(wrong):
     with pytest.raises(ValueError, match="NeighbourField"):
         NeighbourField(**{"types": [0, 0], "n_dimensions": 2, "reach": 1.0, **wrong})
