@@ -17,7 +17,7 @@ from boltzflow.transitions.compiled import uncompiled
 
 # of several systems with the same recipes one is run to the report, the others to the analysis
 SAME = {
-    *("ace_aaa_nme", "ace_aaaaa_nme", "alanine_dipeptide_ff14sb", "alanine_dipeptide_ff99sbildn", "chignolin"),
+    *("ace_aaa_nme", "ace_aaaaa_nme", "alanine_dipeptide_ff14sb", "alanine_dipeptide_ff99sbildn", "chignolin", "lj13"),
     *("hexaalanine", "image_chart", "image_face", "tip4pew_box", "trp_cage"),
 }
 RECIPES = [(name, recipe) for name in list_systems() for recipe in load_system(name).recipes]
