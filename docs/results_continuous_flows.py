@@ -10,6 +10,7 @@ NAMES = {
     "lj13": "LJ13",
     "alanine_dipeptide_ff99sbildn": "alanine dipeptide, Cartesian",
     "trialanine": "trialanine, Cartesian",
+    "ace_aaa_nme": "Ace-AAA-Nme, Cartesian",
 }
 KLEIN = "[arXiv:2306.15030](https://arxiv.org/abs/2306.15030): reported, not confirmed"
 # system, method, ESS %, where it is from
@@ -25,6 +26,7 @@ PUBLISHED = (
         "[arXiv:2502.18462](https://arxiv.org/abs/2502.18462): reported, not confirmed",
     ),
     ("trialanine", "as published, nothing filtered", "0.3", "reported, not confirmed"),
+    ("ace_aaa_nme", "as published, nothing filtered", "1.6", "reported, not confirmed"),
 )
 
 
