@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from boltzflow._typing import Float, Tensor
+from boltzflow.networks.mlp import silu_slope
 from boltzflow.networks.vector_field import VectorField
 
 __all__ = ["EmbeddedField"]
@@ -108,20 +109,20 @@ class EmbeddedField(VectorField):
         sums, n = self._surroundings(messages)
         outer, inner, phi = self._strength(edges, n)
         # ∂φ by the first layer of its network
-        back = (self.last.weight[0] * _silu_slope(inner)) @ self.inner.weight * _silu_slope(outer)
+        back = (self.last.weight[0] * silu_slope(inner)) @ self.inner.weight * silu_slope(outer)
         by_distance = (back * (slope @ self.edge.weight[:, : slope.shape[-1]].t())).sum(-1, keepdim=True)
         by_first, by_second = back @ self.of_first.weight, back @ self.of_second.weight
         by_all = back @ self.of_all.weight / n_particles
         direction = r / d
 
         # ∂(surroundings)/∂x: (batch, N, features, N, D)
-        grown = (slope @ self.message[0].weight[:, : slope.shape[-1]].t()) * _silu_slope(messages)
+        grown = (slope @ self.message[0].weight[:, : slope.shape[-1]].t()) * silu_slope(messages)
         grown = grown @ self.message[1].weight.t() / math.sqrt(n_particles - 1)
         change = self._square((grown[..., None] * direction[..., None, :]).flatten(2))
         change = change.unflatten(-1, (-1, dim))
         # the centre moves with all its neighbours' edges, every neighbour against its own
         change = torch.diag_embed(change.sum(2).movedim(1, -1)).movedim((-2, -1), (1, 2)) - change
-        slopes = _silu_slope(sums)[:, :, None, :, None]
+        slopes = silu_slope(sums)[:, :, None, :, None]
         change = torch.einsum("bjkma,fm->bjfka", change * slopes, self.node.weight)
 
         # how v_i hangs on the surroundings of j: those of i by all its edges, those of j by their own, all by the mean
@@ -195,8 +196,3 @@ class EmbeddedField(VectorField):
     def extra_repr(self) -> str:
         """Sizes."""
         return f"particles={self.n_particles}, dimensions={self.n_dimensions}, reach={self.reach:.6g}"
-
-
-def _silu_slope(x: Tensor) -> Tensor:
-    sigmoid = torch.sigmoid(x)
-    return sigmoid * (1.0 + x * (1.0 - sigmoid))

@@ -7,7 +7,13 @@ import torch
 
 from boltzflow._typing import Float, Tensor
 
-__all__ = ["MLP", "CoordinateFeatures", "ResidualMLP"]
+__all__ = ["MLP", "CoordinateFeatures", "ResidualMLP", "silu_slope"]
+
+
+def silu_slope(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """The derivative of SiLU."""
+    sigmoid = torch.sigmoid(x)
+    return sigmoid * (1.0 + x * (1.0 - sigmoid))
 
 
 class MLP(torch.nn.Module):

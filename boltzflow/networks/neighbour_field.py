@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import one_hot, silu
 
 from boltzflow._typing import Float, Tensor
+from boltzflow.networks.mlp import silu_slope
 from boltzflow.networks.vector_field import VectorField
 
 __all__ = ["NeighbourField"]
@@ -114,8 +115,8 @@ class NeighbourField(VectorField):
 
         # every component of v_i back through the network of i: (batch, N, D, what it sees)
         back = sums.mT @ self.last.weight
-        back = (back * _silu_slope(layers[1])[:, :, None]) @ self.inner.weight
-        back = (back * _silu_slope(layers[0])[:, :, None]) @ self.first.weight[:, : sum(sizes)]
+        back = (back * silu_slope(layers[1])[:, :, None]) @ self.inner.weight
+        back = (back * silu_slope(layers[0])[:, :, None]) @ self.first.weight[:, : sum(sizes)]
         by_density, by_vector, by_matrix = back.split(sizes, 3)
         by_density = by_density @ self.densities.weight / root
         by_vector = by_vector * _length_slope(vectors, root)[:, :, None]
@@ -199,8 +200,3 @@ class NeighbourField(VectorField):
 def _length_slope(y: Tensor, root: float) -> Tensor:
     """The derivative of log(1 + |y|²) by a sum of which y is 1/root times a mixture, but for the factor y."""
     return 2.0 / (1.0 + y.square().sum(3)) / root
-
-
-def _silu_slope(x: Tensor) -> Tensor:
-    sigmoid = torch.sigmoid(x)
-    return sigmoid * (1.0 + x * (1.0 - sigmoid))
