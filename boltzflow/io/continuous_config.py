@@ -22,7 +22,7 @@ class ContinuousConfig(Section):
     field: Literal["embedded", "neighbour", "pair", "frame", "egnn", "painn", "hollow", "e3nn", "transformer"] = Field(
         "embedded",
         description="embedded: pair velocities that know the surroundings; neighbour: sums over neighbours with "
-        "weights that do, several times cheaper; pair: of the distance alone; frame: a dense network that sees one "
+        "weights that do, about twice as cheap; pair: of the distance alone; frame: a dense network that sees one "
         "molecule in a frame of its own; egnn, painn: equivariant graph networks; hollow: painn with a cheap "
         "divergence; e3nn: tensors that know left from right; transformer: attention without rotations. The Jacobians "
         "of the last five take one backward pass per coordinate: exact, and slow.",

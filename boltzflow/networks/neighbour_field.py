@@ -26,7 +26,7 @@ class NeighbourField(VectorField):
 
     The network works per particle and not per pair, and everything that it tells of a particle reaches one velocity:
     its exact Jacobian takes D backward passes through the network of every particle, written out, and a few products
-    of matrices. That is two to three times cheaper than that of `EmbeddedField`, in which neighbours speak too; over
+    of matrices. That is about twice as cheap as that of `EmbeddedField`, in which neighbours speak too; over
     several steps they do so here as well.
 
     Args:

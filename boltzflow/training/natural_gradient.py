@@ -113,6 +113,10 @@ class NaturalGradient(torch.optim.Optimizer):
         }
         self._factor: tuple[Tensor, float] | None = None
 
+    def needs_draw(self, step: int) -> bool:
+        """Whether new samples are due at a step; always before the first that is taken."""
+        return not self.state[self._parameters[0]]["n_rows"] or step % self.settings.every == 0
+
     def draw(self, rng: torch.Generator, context: Context | None = None) -> None:
         """Replace the oldest scores by those of new samples; the first time, all."""
         own, size = self.state[self._parameters[0]], min(self.settings.batch_size, self.settings.rows)

@@ -93,7 +93,8 @@ class Trainer:
         world: The processes that train together.
 
     Raises:
-        ValueError: If the objective needs data and there is none, or nothing can be trained.
+        ValueError: If the objective needs data and there is none, nothing can be trained, or the natural gradient is
+            to have a weight decay.
     """
 
     def __init__(
@@ -137,6 +138,11 @@ class Trainer:
             raise ValueError(f"{type(objective).__name__}: its Generator has no parameters that require a gradient.")
         self.optimizer: torch.optim.Optimizer
         if config.natural_gradient.rows:
+            if config.weight_decay:
+                raise ValueError(
+                    f"training.weight_decay: {config.weight_decay} is AdamW's, and the natural gradient has none; set "
+                    "it to 0, or training.natural_gradient.rows to 0."
+                )
             self.optimizer = NaturalGradient(objective.generator, config.natural_gradient)
         else:
             self.optimizer = torch.optim.AdamW(
@@ -237,7 +243,7 @@ class Trainer:
             return {}
         self.n_skipped_in_a_row = 0
         self.n_clipped += int(norm > bound)
-        if isinstance(self.optimizer, NaturalGradient) and (self.step - 1) % self.config.natural_gradient.every == 0:
+        if isinstance(self.optimizer, NaturalGradient) and self.optimizer.needs_draw(self.step - 1):
             self.optimizer.draw(make_rng(self.seed, self.step - 1, _SCORES, device=self._device), self.context)
         self.optimizer.step()
         self.ema.update()

@@ -102,6 +102,29 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit():
     assert torch.equal(parameters(second), parameters(whole))
 
 
+def test_scores_are_drawn_before_the_first_step_that_is_taken():
+    """Steps whose gradient was not finite come before any draw."""
+    run, _ = gaussian()
+    backward, calls = run._backward, []
+
+    def fails_at_first(shard):
+        loss, logged = backward(shard)
+        calls.append(shard)
+        return (loss * torch.nan if len(calls) == 1 else loss), logged
+
+    run._backward = fails_at_first
+    assert run.train_step() == {}
+    assert run.train_step() != {}
+    assert run.optimizer.state[run.parameters[0]]["n_rows"] == 512
+
+
+def test_weight_decay_is_refused():
+    run, _ = gaussian()
+    config = run.config.model_copy(update={"weight_decay": 0.1})
+    with pytest.raises(ValueError, match="weight_decay"):
+        Trainer(run.objective, config)
+
+
 def test_long_steps_are_shortened():
     run, _ = gaussian(max_change=0.01, momentum=0.0)
     before = parameters(run)
