@@ -46,6 +46,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "DropPlacement": ("tan2025",),
     "DropVelocities": (),
     "E3NNField": ("geiger2022", "batzner2022"),
+    "ComposedField": ("satorras2021",),
     "EGNNField": ("satorras2021", "satorras2021flows", "klein2023"),
     "ElementwiseSpline": ("durkan2019",),
     "EmbeddedField": ("satorras2021", "koehler2020"),

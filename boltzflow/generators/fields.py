@@ -54,12 +54,13 @@ def build_field(
         # initial weights are a function of the configuration alone, whatever was drawn before
         torch.manual_seed(seed)
         match settings.field:
-            case "pair":
-                return networks.PairField(types, n_dimensions, n_times=settings.n_times, **basis)
-            case "embedded" | "neighbour":
-                sizes = {"hidden": settings.hidden, "n_features": settings.n_features}
-                made = networks.EmbeddedField if settings.field == "embedded" else networks.NeighbourField
-                return made(types, n_dimensions, **sizes, **basis)
+            case "pair" | "embedded" | "neighbour":
+                kind, sizes = networks.PairField, {"n_times": settings.n_times}
+                if settings.field != "pair":
+                    kind = networks.EmbeddedField if settings.field == "embedded" else networks.NeighbourField
+                    sizes = {"hidden": settings.hidden, "n_features": settings.n_features}
+                fields = [kind(types, n_dimensions, **sizes, **basis) for _ in range(settings.n_moves)]
+                return networks.ComposedField(fields) if len(fields) > 1 else fields[0]
             case "frame":
                 if frame is None:
                     raise UnsupportedForceError(

@@ -274,7 +274,7 @@ class TrainingConfig(Section):
     threads: int | None = Field(None, ge=1, description="torch threads; None = torch's default.")
     compile: bool = Field(
         default=False,
-        description="continuous_flow, Euler's steps: compile the field; minutes at the start, then shorter steps.",
+        description="continuous_flow: compile the field; minutes at the start, then shorter steps.",
     )
     natural_gradient: NaturalGradientConfig = NaturalGradientConfig()
     cuda_graph: bool = Field(

@@ -56,6 +56,12 @@ class ContinuousConfig(Section):
     n_tensors: int = Field(16, ge=1, description="e3nn: tensors of every other order per atom.")
     order: int = Field(2, ge=1, description="e3nn: highest order of the tensors.")
     n_features: int = Field(16, ge=1, description="embedded, neighbour: features of the surroundings.")
+    n_moves: int = Field(
+        1,
+        ge=1,
+        description="embedded, neighbour, pair: fields in a row, each of which sees where those before it have moved "
+        "the particles; depth, where one field does not fit however wide it is.",
+    )
     n_basis: int = Field(32, ge=2, description="Functions of the distance.")
     n_times: int = Field(6, ge=1, description="pair: knots of time.")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from boltzflow.networks.atom_features import AtomFeatures
 from boltzflow.networks.causal_transformer import CausalTransformer
+from boltzflow.networks.composed_field import ComposedField
 from boltzflow.networks.embedded_field import EmbeddedField
 from boltzflow.networks.frame_field import FrameField
 from boltzflow.networks.graph_field import GraphField
@@ -28,6 +29,7 @@ __all__ = [
     "MLP",
     "AtomFeatures",
     "CausalTransformer",
+    "ComposedField",
     "CoordinateFeatures",
     "E3NNField",
     "EGNNField",

@@ -1,6 +1,9 @@
 """VectorField: velocities v(x, t) with their divergence and Jacobian, by autograd unless known better."""
 
 import abc
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -22,12 +25,20 @@ class VectorField(torch.nn.Module, abc.ABC):
         types: Type of every particle, if the field goes with permutations within types; None = unknown.
         rotates: Whether it goes with rotations.
         reflects: Whether it goes with reflections.
+        is_compiled: Whether `evaluate` goes through `torch.compile`: minutes at the start, then less time per call; for
+            training, where all batches have one size.
     """
 
     is_gradient: bool = False
     types: tuple[int, ...] | None = None
     rotates: bool = False
     reflects: bool = False
+    is_compiled: bool = False
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names by which `boltzflow.cite` finds its references."""
+        return (type(self).__name__,)
 
     @abc.abstractmethod
     def forward(
@@ -82,3 +93,16 @@ class VectorField(torch.nn.Module, abc.ABC):
         with forward_ad.dual_level():
             v, pushed = forward_ad.unpack_dual(self(forward_ad.make_dual(positions, tangent), t))
         return v, torch.zeros_like(v) if pushed is None else pushed
+
+    def evaluate(self, what: str, positions: Tensor, t: float | Tensor) -> Any:
+        """The method of that name ("forward", "jacobian", …), compiled where `is_compiled`."""
+        if not self.is_compiled:
+            return getattr(self, what)(positions, t)
+        # a tensor, since every number would be compiled anew
+        times = t if isinstance(t, torch.Tensor) else positions.new_full((len(positions),), t)
+        return _compiled(what)(self, positions, times)
+
+
+@functools.cache
+def _compiled(what: str) -> Callable:
+    return torch.compile(lambda field, x, t: getattr(field, what)(x, t), dynamic=False)

@@ -107,7 +107,8 @@ class FlowMatching(Objective):
             log_weights = self._log_weights(x0, x1)
             t = torch.rand(len(x0), dtype=torch.float64, device=step.rng.device, generator=step.rng).to(x0)
         u = x1 - x0
-        error = (flow.field(x0 + t.reshape(-1, *[1] * (u.ndim - 1)) * u, t) - u).square().flatten(1).mean(1)
+        x = x0 + t.reshape(-1, *[1] * (u.ndim - 1)) * u
+        error = (flow.field.evaluate("forward", x, t) - u).square().flatten(1).mean(1)
         length = u.flatten(1).norm(dim=1)
         if log_weights is None:
             loss = error.mean()

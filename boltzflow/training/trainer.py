@@ -17,6 +17,7 @@ from boltzflow._typing import Tensor
 from boltzflow.errors import CheckpointMismatchError, NonFiniteEnergyError
 from boltzflow.generators.generator import Generator
 from boltzflow.io.config import TrainingConfig
+from boltzflow.networks import VectorField
 from boltzflow.objectives.objective import Objective, Step
 from boltzflow.run import Context, Ledger, make_rng, new_seed
 from boltzflow.state import State
@@ -27,7 +28,6 @@ from boltzflow.training.natural_gradient import NaturalGradient
 from boltzflow.training.processes import Processes
 from boltzflow.training.schedule import warmup_cosine
 from boltzflow.transitions.acceptance import reset_acceptance, warn_of_rejection
-from boltzflow.transitions.euler_flow import EulerFlow
 
 __all__ = ["Trainer", "TrainingState"]
 
@@ -394,16 +394,15 @@ class Trainer:
 @contextmanager
 def _compiled(generator: Generator) -> Iterator[None]:
     """Compile the fields of continuous flows, as long as training goes on."""
-    flows = [m for m in generator.modules() if isinstance(m, EulerFlow)]
-    if not flows:
+    fields = [m for m in generator.modules() if isinstance(m, VectorField)]
+    if not fields:
         raise ValueError(
-            "training.compile: the generator has no Euler steps along a field, which alone are compiled; set it to "
-            "false."
+            "training.compile: the generator has no steps along a field, which alone is compiled; set it to false."
         )
-    for flow in flows:
-        flow.is_compiled = True
+    for one in fields:
+        one.is_compiled = True
     try:
         yield
     finally:
-        for flow in flows:
-            flow.is_compiled = False
+        for one in fields:
+            one.is_compiled = False

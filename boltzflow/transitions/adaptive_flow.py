@@ -59,7 +59,7 @@ class ApproximateAdaptiveFlow(Bijection):
     @property
     def methods(self) -> tuple[str, ...]:
         """Names by which `boltzflow.cite` finds its references."""
-        return ("ApproximateAdaptiveFlow", type(self.field).__name__)
+        return ("ApproximateAdaptiveFlow", *self.field.methods)
 
     @contextlib.contextmanager
     def tightened(self) -> Iterator[None]:

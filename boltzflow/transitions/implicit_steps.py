@@ -46,7 +46,7 @@ class ImplicitSteps(Transition):
     @property
     def methods(self) -> tuple[str, ...]:
         """Names by which `boltzflow.cite` finds its references."""
-        return (type(self).__name__, type(self.field).__name__)
+        return (type(self).__name__, *self.field.methods)
 
     def along(self, x: Float[Tensor, "batch *event"], space: Space) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Step after step from x: which one, where it ends, and where that was found.

@@ -81,3 +81,13 @@ def test_a_configured_flow_moves_a_molecule():
     made = build_generator(system, parse_config({"system": system.name, "generator": generator}).generator)
     assert made.transitions[-1].field.unit == 0.1
     assert torch.isfinite(torch.as_tensor(made.sample(4, system.target, seed=1).log_weights)).any()
+
+
+@pytest.mark.parametrize("name", ["pair", "embedded", "neighbour"])
+def test_several_moves_are_composed_of_different_fields(name):
+    settings = ContinuousConfig(field=name, n_moves=3, **SIZES)
+    field = build_field(settings, (0, 0, 1), 3, reach=5.0, unit=1.0, seed=3)
+    assert isinstance(field, networks.ComposedField)
+    assert [type(part) for part in field.fields] == [KINDS[name]] * 3
+    first, second = (list(part.parameters()) for part in field.fields[:2])
+    assert name == "pair" or any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -7,12 +7,12 @@ from boltzflow.generators import Generator
 from boltzflow.generators.normal_base import normal_base
 from boltzflow.io.config import TrainingConfig
 from boltzflow.io.natural_gradient_config import NaturalGradientConfig
-from boltzflow.networks import NeighbourField, PairField
+from boltzflow.networks import NeighbourField, PairField, vector_field
 from boltzflow.objectives import PathKL
 from boltzflow.run import Run, make_rng
 from boltzflow.targets import DoubleWellCluster, Gaussian
 from boltzflow.training import NaturalGradient, Trainer, parameter_scores
-from boltzflow.transitions import EulerFlow, RandomWalkMetropolis, euler_flow
+from boltzflow.transitions import EulerFlow, RandomWalkMetropolis
 from boltzflow.transitions.affine import Affine
 from tests.training.test_trainer import TrainingState, parameters, stored
 
@@ -163,7 +163,7 @@ def test_compiled_fields_are_called_in_training_alone(monkeypatch):
         called.append(what)
         return lambda field, x, t: getattr(field, what)(x, t)
 
-    monkeypatch.setattr(euler_flow, "_compiled", count)
+    monkeypatch.setattr(vector_field, "_compiled", count)
     results = []
     for compiled in (False, True):
         config = TrainingConfig(
@@ -172,7 +172,7 @@ def test_compiled_fields_are_called_in_training_alone(monkeypatch):
         generator = particles("neighbour")
         run = Trainer(PathKL(generator, DoubleWellCluster().double(), forward=0.0, reverse=1.0), config)
         run.run()
-        assert not generator.transitions[0].is_compiled
+        assert not generator.transitions[0].field.is_compiled
         assert len(called) == (2 * 2 * 3 if compiled else 0)  # steps, functions, Euler steps
         results.append(parameters(run))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
