@@ -28,7 +28,7 @@ from boltzflow.generators import Generator
 from boltzflow.io import load_checkpoint
 from boltzflow.run import Ledger, Run, make_rng
 from boltzflow.systems import SystemFolder, load_system
-from boltzflow.transitions import EulerFlow
+from boltzflow.transitions import EulerFlow, RungeKuttaFlow
 from boltzflow.workflow import path_log_weights
 
 SYSTEMS = {"dw4": None, "lj13": None, "alanine_dipeptide_ff99sbildn": "continuous", "trialanine": "continuous"}
@@ -104,18 +104,17 @@ def bootstrap(weights: np.ndarray, rng: np.random.Generator) -> float:
 
 
 def path_length(generator: Generator, seed: int) -> float:
-    """Mean length of the paths along the field, |v|/n summed over the steps, in nm or reduced units."""
-    *before, flow = generator.transitions
-    assert isinstance(flow, EulerFlow)
+    """Mean length of the paths along the field, summed over the steps, in nm or reduced units."""
+    *start, flow = generator.transitions
+    assert isinstance(flow, EulerFlow | RungeKuttaFlow)
     run, state = Run(make_rng(seed)), generator.base.sample(2000, make_rng(seed))
     with torch.no_grad():
-        for transition in before:
+        for transition in start:
             state, _ = transition(state, run)
         x, total = state[flow.name], 0.0
         for k in range(flow.n_steps):
-            step = flow.field(x, k / flow.n_steps) / flow.n_steps
-            total = total + step.flatten(1).norm(dim=1)
-            x = x + step
+            x, before = flow.move(x, k), x
+            total = total + (x - before).flatten(1).norm(dim=1)
     return float(total.mean())
 
 

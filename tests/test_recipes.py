@@ -53,6 +53,8 @@ def small(config):
         found["generator.stochastic.n_steps"] = 2
     if config.generator.family == "autoregressive_flow":
         found |= {f"generator.autoregressive.{key}": value for key, value in BLOCKS.items()}
+    if config.generator.continuous.n_moves > 1:
+        found |= {"generator.continuous.n_moves": 2, "generator.continuous.n_steps": 2}
     if config.generator.is_piloted:
         found |= {f"generator.annealing.{key}": value for key, value in PILOT.items()}
         if config.generator.annealing.base is not None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from boltzflow._typing import Float64, Tensor
+from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.transitions.explicit_steps import ExplicitSteps
 
 __all__ = ["EulerFlow"]
@@ -38,7 +38,8 @@ class EulerFlow(ExplicitSteps):
         tensor([0., 0., 0.], dtype=torch.float64, grad_fn=<AddBackward0>)
     """
 
-    def _end(self, x: Tensor, k: int) -> Tensor:
+    def move(self, x: Float[Tensor, "batch *event"], k: int) -> Float[Tensor, "batch *event"]:
+        """Where step k ends."""
         return x + self.field.evaluate("forward", x, k / self.n_steps) / self.n_steps
 
     def _step(self, x: Tensor, k: int) -> tuple[Tensor, Float64[Tensor, "batch coordinates coordinates"]]:

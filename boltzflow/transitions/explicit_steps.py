@@ -15,7 +15,7 @@ from boltzflow.transitions.transition import Bijection
 
 __all__ = ["ExplicitSteps"]
 
-MAX_NEWTON = 20
+MAX_NEWTON = 40
 
 
 class ExplicitSteps(Bijection):
@@ -42,8 +42,13 @@ class ExplicitSteps(Bijection):
         self.n_steps = at_least_one(f"{type(self).__name__} n_steps", n_steps)
 
     @abc.abstractmethod
-    def _end(self, x: Tensor, k: int) -> Tensor:
-        """Where step k ends."""
+    def move(self, x: Float[Tensor, "batch *event"], k: int) -> Float[Tensor, "batch *event"]:
+        """Where step k ends.
+
+        Args:
+            x: Where it starts.
+            k: Which step, from 0.
+        """
 
     @abc.abstractmethod
     def _step(self, x: Tensor, k: int) -> tuple[Tensor, Float64[Tensor, "batch coordinates coordinates"]]:
@@ -82,7 +87,7 @@ class ExplicitSteps(Bijection):
         for k in range(self.n_steps):
             matrix, log_det, slope = self._slope(x, k)
             carried = _solve(matrix.mT, carried - slope)
-            x = self._end(x, k)
+            x = self.move(x, k)
             ratio = ratio + log_det
         return self._placed(state, x), ratio, {**score, self.name: carried}
 
@@ -121,26 +126,37 @@ class ExplicitSteps(Bijection):
         return torch.where(sign > 0, log_det, torch.nan)
 
     def _solved(self, y: Float[Tensor, "batch *event"], k: int) -> Float[Tensor, "batch *event"]:
-        """The point from which step k leads to y, by Newton's method; NaN where it does not converge."""
+        """The point from which step k leads to y, by Newton's method; NaN where it does not converge.
+
+        A Jacobian serves as long as the steps with it become ten times shorter every time.
+        """
         tolerance = 64 * torch.finfo(y.dtype).eps
         with torch.no_grad():
             scale = 1.0 + y.abs().flatten(1).amax(1)
-            x, converged = y, torch.zeros(len(y), dtype=torch.bool, device=y.device)
+            # what would be the start if the step were the same there
+            x, size = 2.0 * y - self.move(y, k), torch.zeros_like(scale)
+            converged, factors = torch.zeros(len(y), dtype=torch.bool, device=y.device), None
             for _ in range(MAX_NEWTON):
-                end, matrix = self._step(x, k)
-                step = _solve(matrix, end - y)
-                size = step.abs().flatten(1).amax(1)
-                x = torch.where(_rows(converged | ~torch.isfinite(size), x), x, x - step)
+                if factors is None:
+                    end, matrix = self._step(x, k)
+                    factors = torch.linalg.lu_factor_ex(matrix)[:2]
+                else:
+                    end = self.move(x, k)
+                step = torch.linalg.lu_solve(*factors, (end - y).double().flatten(1)[..., None])[..., 0]
+                before, size = size, step.abs().amax(1).to(y)
+                x = torch.where(_rows(converged | ~torch.isfinite(size), x), x, x - step.reshape(x.shape).to(x))
                 converged = converged | (size <= tolerance * scale)
                 if bool(converged.all()):
                     break
+                if bool((~converged & ~(size < 0.1 * before)).any()):
+                    factors = None
             x = torch.where(_rows(converged, x), x, torch.nan)
         if not torch.is_grad_enabled():
             return x
         # one more step, of length zero, has the derivatives of the solution by y and by the parameters
         with torch.no_grad():
             matrix = self._step(x, k)[1]
-        return x - _solve(matrix, self._end(x, k) - y)
+        return x - _solve(matrix, self.move(x, k) - y)
 
     def extra_repr(self) -> str:
         """Steps and the field of the State."""

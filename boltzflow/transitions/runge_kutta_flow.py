@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from boltzflow._typing import Float64, Tensor
+from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.networks.vector_field import VectorField
 from boltzflow.transitions.explicit_steps import ExplicitSteps
 
@@ -58,7 +58,8 @@ class RungeKuttaFlow(ExplicitSteps):
             raise ValueError(f"RungeKuttaFlow method: expected one of {sorted(STAGES)}, got {method!r}.")
         self.method = method
 
-    def _end(self, x: Tensor, k: int) -> Tensor:
+    def move(self, x: Float[Tensor, "batch *event"], k: int) -> Float[Tensor, "batch *event"]:
+        """Where step k ends."""
         h, (times, weights) = 1.0 / self.n_steps, STAGES[self.method]
         slope, end = torch.zeros_like(x), x
         for c, b in zip(times, weights, strict=True):
