@@ -1,7 +1,8 @@
 """Natural gradient: steps of equal length in the metric of the density, by the Fisher matrix of recent samples."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.func import functional_call, grad, vmap
@@ -53,7 +54,7 @@ def parameter_scores(
         (n, parameters in training), in the order of `generator.parameters()`.
 
     Raises:
-        TypeError: If a step is not a Bijection, or the base is trained.
+        TypeError: If a step is not a Bijection or cannot be mapped, or the base is trained.
     """
     if any(p.requires_grad for p in generator.base.parameters()):
         raise TypeError(
@@ -74,10 +75,32 @@ def parameter_scores(
     parameters = {name: p.detach() for name, p in ends.named_parameters() if p.requires_grad}
     per_row = vmap(grad(lambda p, fields, directions: functional_call(ends, p, (fields, directions))), (None, 0, 0))
     # neither maps what the other has made
-    with torch.compiler.set_stance("force_eager"):
-        made = per_row(parameters, dict(start.fields), dict(density.score))
+    with torch.compiler.set_stance("force_eager"), _unfused(ends):
+        try:
+            made = per_row(parameters, dict(start.fields), dict(density.score))
+        except RuntimeError as error:
+            if "functorch transforms" not in str(error):
+                raise
+            names = sorted({type(step).__name__ for step in steps})
+            raise TypeError(
+                f"natural_gradient: torch.func.vmap cannot map one of {', '.join(names)}, as it cannot the networks of "
+                "couplings; set training.natural_gradient.rows to 0."
+            ) from error
     rows = -torch.cat([one.flatten(1) for one in made.values()], 1)
     return torch.where(torch.isfinite(rows).all(1, keepdim=True), rows, 0.0)
+
+
+@contextmanager
+def _unfused(module: torch.nn.Module) -> Iterator[None]:
+    """Splines by operations that can be mapped, for the time being."""
+    fused = [m for m in module.modules() if getattr(m, "fused", False)]
+    for m in fused:
+        m.fused = False
+    try:
+        yield
+    finally:
+        for m in fused:
+            m.fused = True
 
 
 class NaturalGradient(torch.optim.Optimizer):

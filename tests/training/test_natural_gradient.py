@@ -12,7 +12,7 @@ from boltzflow.objectives import PathKL
 from boltzflow.run import Run, make_rng
 from boltzflow.targets import DoubleWellCluster, Gaussian
 from boltzflow.training import NaturalGradient, Trainer, parameter_scores
-from boltzflow.transitions import EulerFlow, RandomWalkMetropolis
+from boltzflow.transitions import ElementwiseSpline, EulerFlow, RandomWalkMetropolis, SplineCoupling
 from boltzflow.transitions.affine import Affine
 from tests.training.test_trainer import TrainingState, parameters, stored
 
@@ -29,12 +29,23 @@ def particles(kind):
     return Generator(base, [EulerFlow(field, n_steps=3)]).double()
 
 
-@pytest.mark.parametrize("kind", ["pair", "neighbour"])
-def test_scores_are_the_gradients_of_the_density_at_fixed_samples(kind):
-    generator = particles(kind)
+def splines():
+    """A spline for every coordinate."""
+    rng = make_rng(2)
+    generator = Generator(Gaussian(3), [ElementwiseSpline(["line"] * 3, field="x", bins=4)]).double()
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=rng)
+    return generator
+
+
+@pytest.mark.parametrize("make", [lambda: particles("pair"), lambda: particles("neighbour"), splines])
+def test_scores_are_the_gradients_of_the_density_at_fixed_samples(make):
+    generator = make()
     scores = parameter_scores(generator, 4, make_rng(5))
-    state, _ = generator.transitions[0](generator.base.sample(4, make_rng(5)), Run(make_rng(0)))
-    state = state.replace(positions=state["positions"].detach())
+    run, state = Run(make_rng(0)), generator.base.sample(4, make_rng(5))
+    for transition in generator.transitions:
+        state, _ = transition(state, run)
+    state = state.detach()
     trained = [p for p in generator.parameters() if p.requires_grad]
     for row, log_q in zip(scores, generator.log_prob(state), strict=True):
         exact = torch.cat([g.flatten() for g in torch.autograd.grad(log_q, trained, retain_graph=True)])
@@ -139,6 +150,12 @@ def test_generators_without_a_density_are_refused():
     stochastic = Generator(Gaussian(3), [affine, RandomWalkMetropolis(0.1)])
     with pytest.raises(TypeError, match="Bijections"):
         NaturalGradient(stochastic, NaturalGradientConfig(rows=4)).draw(make_rng(1))
+
+
+def test_couplings_are_refused_by_name():
+    coupling = SplineCoupling(["line"] * 2, torch.tensor([True, False]), field="x", bins=4, hidden=[5])
+    with pytest.raises(TypeError, match="cannot map one of SplineCoupling"):
+        parameter_scores(Generator(Gaussian(2), [coupling]).double(), 4, make_rng(1))
 
 
 def test_a_density_without_parameters_is_refused():
