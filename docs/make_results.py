@@ -17,6 +17,7 @@ from results_common import MISSING, Row, load, number, pm, provenance, table
 from results_continuous_flows import COMMAND as CONTINUOUS_COMMAND
 from results_continuous_flows import continuous_flows, continuous_flows_distances, continuous_flows_published
 from results_coupling import coupling, flow_matching
+from results_depth import depth
 from results_divergence import divergence
 from results_flow_perturbation import MIXTURE_COMMAND, flow_perturbation, perturbation_mixture
 from results_glass import glass, glass_reach
@@ -512,6 +513,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "path_gradients": path_gradients,
     "coupling": coupling,
     "flow_matching": flow_matching,
+    "depth": depth,
     "divergence": divergence,
     "flow_perturbation": flow_perturbation,
     "perturbation_mixture": perturbation_mixture,
@@ -543,6 +545,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "from path_gradients": lambda: provenance("path_gradients", "python benchmarks/path_gradients.py"),
     "from coupling": lambda: provenance("coupling", "python benchmarks/coupling.py lj13.h5"),
     "from flow_matching": lambda: provenance("flow_matching", "python benchmarks/flow_matching.py dw4.h5"),
+    "from depth": lambda: provenance("field_depth", "python benchmarks/field_depth.py lj13.h5"),
     "from divergence": lambda: provenance("exact_divergence", "python benchmarks/exact_divergence.py"),
     "from perturbation_mixture": lambda: provenance("perturbation_mixture", MIXTURE_COMMAND),
     "from flow_perturbation": lambda: provenance("flow_perturbation", "python benchmarks/flow_perturbation.py"),
