@@ -128,29 +128,35 @@ class ExplicitSteps(Bijection):
     def _solved(self, y: Float[Tensor, "batch *event"], k: int) -> Float[Tensor, "batch *event"]:
         """The point from which step k leads to y, by Newton's method; NaN where it does not converge.
 
-        A Jacobian serves as long as the steps with it become ten times shorter every time.
+        The Jacobian of a row serves as long as its steps become ten times shorter every time. Rows that have converged
+        are left alone, so that batches have many sizes and nothing is compiled.
         """
         tolerance = 64 * torch.finfo(y.dtype).eps
-        with torch.no_grad():
-            scale = 1.0 + y.abs().flatten(1).amax(1)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            limit = tolerance * (1.0 + y.abs().flatten(1).amax(1))
             # what would be the start if the step were the same there
-            x, size = 2.0 * y - self.move(y, k), torch.zeros_like(scale)
-            converged, factors = torch.zeros(len(y), dtype=torch.bool, device=y.device), None
+            x, found = 2.0 * y - self.move(y, k), torch.full_like(y, torch.nan)
+            rows, size = torch.arange(len(y), device=y.device), torch.zeros_like(limit)
+            stale, factors = torch.ones_like(rows, dtype=torch.bool), _factors(y)
             for _ in range(MAX_NEWTON):
-                if factors is None:
-                    end, matrix = self._step(x, k)
-                    factors = torch.linalg.lu_factor_ex(matrix)[:2]
-                else:
-                    end = self.move(x, k)
-                step = torch.linalg.lu_solve(*factors, (end - y).double().flatten(1)[..., None])[..., 0]
+                end = torch.empty_like(x)
+                if bool(stale.any()):
+                    end[stale], matrix = self._step(x[stale], k)
+                    for old, new in zip(factors, torch.linalg.lu_factor_ex(matrix)[:2], strict=True):
+                        old[stale] = new
+                if not bool(stale.all()):
+                    end[~stale] = self.move(x[~stale], k)
+                step = torch.linalg.lu_solve(*factors, (end - y[rows]).double().flatten(1)[..., None])[..., 0]
+                x = x - step.reshape(x.shape).to(x)
                 before, size = size, step.abs().amax(1).to(y)
-                x = torch.where(_rows(converged | ~torch.isfinite(size), x), x, x - step.reshape(x.shape).to(x))
-                converged = converged | (size <= tolerance * scale)
-                if bool(converged.all()):
+                done = size <= limit[rows]
+                found[rows[done]] = x[done]
+                left = ~done & torch.isfinite(size)
+                if not bool(left.any()):
                     break
-                if bool((~converged & ~(size < 0.1 * before)).any()):
-                    factors = None
-            x = torch.where(_rows(converged, x), x, torch.nan)
+                stale = ~(size < 0.1 * before)[left]
+                x, rows, size, factors = x[left], rows[left], size[left], [one[left] for one in factors]
+            x = found
         if not torch.is_grad_enabled():
             return x
         # one more step, of length zero, has the derivatives of the solution by y and by the parameters
@@ -168,5 +174,8 @@ def _solve(matrix: Float64[Tensor, "batch coordinates coordinates"], right: Tens
     return solved[..., 0].unflatten(1, right.shape[1:]).to(right.dtype)
 
 
-def _rows(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.reshape(-1, *[1] * (like.ndim - 1))
+def _factors(y: Tensor) -> list[Tensor]:
+    """Room for the LU factors of a matrix for every row, and their pivots."""
+    n, size = len(y), y[0].numel()
+    matrices = torch.empty(n, size, size, dtype=torch.float64, device=y.device)
+    return [matrices, torch.empty(n, size, dtype=torch.int32, device=y.device)]
