@@ -4,7 +4,7 @@ Every field is trained for as many steps on the same pairs, coupled once; its lo
 on other pairs, with the same times for all. What is left at best is the spread of the pairs themselves, so that
 differences count. Times are medians, of one thread.
 
-    python benchmarks/field_depth.py lj13.h5 [--steps 800] [--batch 256] [--output FILE]
+    python benchmarks/field_depth.py lj13.h5 [--steps 200] [--batch 256] [--output FILE]
 
 The frames come from `boltzflow simulate systems/lj13/recipes/flow_matching.yaml -o lj13.h5`.
 """
@@ -31,7 +31,7 @@ FIELDS = {
     **{f"embedded, {n} moves": {"field": "embedded", "n_moves": n} for n in (1, 2)},
     **{f"egnn, {n} layers": {"field": "egnn", "n_layers": n, "hidden": 32} for n in (1, 2, 3)},
 }
-TRAIN, TEST, RATE, DECAY = 200, 20, 2e-3, 0.99
+TRAIN, TEST, RATE, DECAY = 100, 10, 2e-3, 0.95
 """Batches of pairs to train and to test on, learning rate, and decay of the moving average."""
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     """Couple, train every field, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("frames")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--output")
     options = parser.parse_args()
