@@ -12,6 +12,7 @@ from boltzflow.run import Run, make_rng
 from boltzflow.targets import Gaussian, MeanFreeGaussian, VonMises
 from boltzflow.testing import check_transition
 from boltzflow.transitions import EulerFlow, RungeKuttaFlow
+from boltzflow.transitions.transition import Bijection
 
 METHODS = ["midpoint", "rk4"]
 
@@ -92,3 +93,18 @@ def test_folds_are_failures_and_methods_are_checked():
     assert 0 < int(torch.isnan(ratio).sum()) < 200
     with pytest.raises((ValueError, TypeError), match="heun"):
         RungeKuttaFlow(ShallowField(2, 4), method="heun")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("way", ["forward_with_score", "reverse_with_score"])
+def test_scores_are_those_of_any_bijection(method, way):
+    made = RungeKuttaFlow(filled(PairField([0] * 4, 2, reach=4.0).double(), 0.03), n_steps=2, method=method)
+    state = MeanFreeGaussian(4, 2).double().sample(6, make_rng(1))
+    score = {"positions": torch.randn(6, 4, 2, generator=make_rng(4), dtype=torch.float64)}
+    score["positions"] -= score["positions"].mean(1, keepdim=True)
+    y, ratio, found = getattr(made, way)(state, run(), score)
+    expected_y, expected_ratio, expected = getattr(Bijection, way)(made, state, run(), score)
+    torch.testing.assert_close(y["positions"], expected_y["positions"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ratio, expected_ratio.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found["positions"], expected["positions"], rtol=1e-9, atol=1e-9)
+    assert (found["positions"] - score["positions"]).abs().max() > 1e-2
