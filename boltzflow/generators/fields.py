@@ -55,10 +55,12 @@ def build_field(
         torch.manual_seed(seed)
         match settings.field:
             case "pair" | "embedded" | "neighbour":
-                kind, sizes = networks.PairField, {"n_times": settings.n_times}
-                if settings.field != "pair":
-                    kind = networks.EmbeddedField if settings.field == "embedded" else networks.NeighbourField
-                    sizes = {"hidden": settings.hidden, "n_features": settings.n_features}
+                wide = {"hidden": settings.hidden, "n_features": settings.n_features}
+                kind, sizes = {
+                    "pair": (networks.PairField, {"n_times": settings.n_times}),
+                    "embedded": (networks.EmbeddedField, wide),
+                    "neighbour": (networks.NeighbourField, wide),
+                }[settings.field]
                 fields = [kind(types, n_dimensions, **sizes, **basis) for _ in range(settings.n_moves)]
                 return networks.ComposedField(fields) if len(fields) > 1 else fields[0]
             case "frame":
