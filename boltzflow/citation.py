@@ -69,6 +69,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "ParticleDisplacement": ("metropolis1953",),
     "PerturbedFlow": ("peng2024", "peng2026"),
     "RandomWalkMetropolis": ("metropolis1953",),
+    "GatedField": ("dauphin2017",),
     "ShallowField": (),
     "RotationFlow": ("crouch1993", "chen2024"),
     "RungeKuttaFlow": ("kutta1901",),

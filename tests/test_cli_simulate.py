@@ -293,3 +293,9 @@ def test_learned_moves_of_another_system_are_refused(mine):
     result = invoke("simulate", "mine", "--moves", "alanine_dipeptide", "-n", 8, "--chains", 4)
     assert result.exit_code != 0
     assert "trained for system 'alanine_dipeptide'" in result.output
+
+
+def test_chains_that_disagree_are_said_to(tmp_path):
+    words = ["--chains", 4, "--stride", 1, "--burn-in", 1, "--seed", 1, "-o", tmp_path / "few.h5"]
+    short = invoke("simulate", "lj13", "-n", 64, *words)
+    assert "the chains disagree, do not use the frames; sample longer" in short.output

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["HEADLINES", "Check", "Verdict", "verdict"]
+__all__ = ["HEADLINES", "UNMIXED_R_HAT", "Check", "Verdict", "verdict"]
 
 Level = Literal["good", "caution", "bad", "note"]
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from boltzflow.analysis.verdict import UNMIXED_R_HAT
 from boltzflow.cli.app import command
 from boltzflow.cli.common import as_device, as_seed, find_trained, output_file
 from boltzflow.ensemble import Ensemble
@@ -156,7 +157,8 @@ def _report(ensemble: Ensemble, output: Path, *, as_json: bool) -> None:
     stopped = " (interrupted)" if spent.interrupted else ""
     typer.echo(f"{output}: {len(ensemble)} frames of {ensemble.target}{stopped}, {spent.seconds:.0f} s")
     typer.echo(f"  mean reduced energy  {ensemble.mean_reduced_energy()}")
-    typer.echo(f"  R-hat of the energy  {'unknown, too few frames' if math.isnan(r_hat) else f'{r_hat:.4f}'}")
+    apart = ": the chains disagree, do not use the frames; sample longer" if r_hat > UNMIXED_R_HAT else ""
+    typer.echo(f"  R-hat of the energy  {'unknown, too few frames' if math.isnan(r_hat) else f'{r_hat:.4f}'}{apart}")
     at = "" if ensemble.temperature is None else f" at {ensemble.temperature:g} K"
     typer.echo(f"  effective frames     {series['n_effective']:.0f}{at}, by the energy")
     if relabelled or outside:

@@ -11,6 +11,7 @@ from boltzflow.networks.causal_transformer import CausalTransformer
 from boltzflow.networks.composed_field import ComposedField
 from boltzflow.networks.embedded_field import EmbeddedField
 from boltzflow.networks.frame_field import FrameField
+from boltzflow.networks.gated_field import GatedField
 from boltzflow.networks.graph_field import GraphField
 from boltzflow.networks.hollow_field import HollowField
 from boltzflow.networks.linear import Linear
@@ -35,6 +36,7 @@ __all__ = [
     "EGNNField",
     "EmbeddedField",
     "FrameField",
+    "GatedField",
     "GraphField",
     "HollowField",
     "Linear",

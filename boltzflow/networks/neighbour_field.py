@@ -164,7 +164,8 @@ class NeighbourField(VectorField):
         bump = (1.0 - z.square() / _SPREAD**2).clamp_min(0.0)
         square = bump.square()
         slopes = square * bump * z * (-8.0 / _SPREAD**2 / self._width)
-        one = torch.ones_like(d)[..., None]
+        # of a sum over all, so that it weighs as much as a bump whatever the number of particles
+        one = torch.full_like(d, 1.0 / math.sqrt(self.n_particles - 1))[..., None]
         basis, slopes = torch.cat([square.square(), one], 3), torch.cat([slopes, 0.0 * one], 3)
         if self._of_type is not None:
             # of the neighbours of every type

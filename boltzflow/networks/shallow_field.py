@@ -7,7 +7,7 @@ import torch
 from boltzflow._typing import Float, Tensor
 from boltzflow.networks.vector_field import VectorField
 
-__all__ = ["ShallowField"]
+__all__ = ["ShallowField", "time_features"]
 
 
 class ShallowField(VectorField):
@@ -69,9 +69,7 @@ class ShallowField(VectorField):
         return self.last(hidden), self.last((1.0 - hidden.square()) * (tangent @ self.first.weight.t()))
 
     def _hidden(self, x: Tensor, t: float | Tensor) -> Tensor:
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
-        phi = torch.stack([t, torch.sin(math.pi * t), torch.cos(math.pi * t)], 1)
-        return torch.tanh(self.first(x) + self.times(phi))
+        return torch.tanh(self.first(x) + self.times(time_features(x, t)))
 
     def _jacobian(self, hidden: Tensor) -> Tensor:
         return (self.last.weight * (1.0 - hidden.square())[:, None]) @ self.first.weight
@@ -79,3 +77,9 @@ class ShallowField(VectorField):
     def extra_repr(self) -> str:
         """Sizes."""
         return f"d={self.first.in_features}, hidden={self.first.out_features}"
+
+
+def time_features(x: Float[Tensor, "batch d"], t: float | Float[Tensor, " batch"]) -> Float[Tensor, "batch 3"]:
+    """(t, sin πt, cos πt) for every row of x."""
+    t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+    return torch.stack([t, torch.sin(math.pi * t), torch.cos(math.pi * t)], 1)

@@ -45,7 +45,8 @@ def parameter_scores(
     which needs no inverse. Rows that are not finite, failures of the model, are zero.
 
     Args:
-        generator: Of Bijections that `torch.func.vmap` can map, its base without parameters in training.
+        generator: Of Bijections that `torch.func.vmap` can map, or along compiled fields, which are taken row by row;
+            its base without parameters in training.
         n: Samples.
         rng: Random stream.
         context: Passed on to Transitions.
@@ -72,22 +73,39 @@ def parameter_scores(
             steps.append(transition)
             state, _ = density.step(transition, state, run)
     ends = _Ends(steps, start, run)
+    fields, directions = dict(start.fields), dict(density.score)
+    if any(getattr(m, "is_compiled", False) for m in ends.modules()):
+        rows = _row_by_row(ends, fields, directions)
+    else:
+        rows = _mapped(ends, fields, directions)
+    return torch.where(torch.isfinite(rows).all(1, keepdim=True), -rows, 0.0)
+
+
+def _row_by_row(ends: _Ends, fields: dict[str, Tensor], directions: dict[str, Tensor]) -> Float[Tensor, "n parameters"]:
+    """Derivatives of `ends` by its parameters, a pass for every row: what is compiled cannot be mapped."""
+    parameters, rows = [p for p in ends.parameters() if p.requires_grad], []
+    for k in range(len(next(iter(fields.values())))):
+        one = ends({name: x[k] for name, x in fields.items()}, {name: x[k] for name, x in directions.items()})
+        rows.append(torch.cat([part.flatten() for part in torch.autograd.grad(one, parameters)]))
+    return torch.stack(rows)
+
+
+def _mapped(ends: _Ends, fields: dict[str, Tensor], directions: dict[str, Tensor]) -> Float[Tensor, "n parameters"]:
+    """Derivatives of `ends` by its parameters, all rows at once."""
     parameters = {name: p.detach() for name, p in ends.named_parameters() if p.requires_grad}
-    per_row = vmap(grad(lambda p, fields, directions: functional_call(ends, p, (fields, directions))), (None, 0, 0))
-    # neither maps what the other has made
-    with torch.compiler.set_stance("force_eager"), _unfused(ends):
+    per_row = vmap(grad(lambda p, x, s: functional_call(ends, p, (x, s))), (None, 0, 0))
+    with _unfused(ends):
         try:
-            made = per_row(parameters, dict(start.fields), dict(density.score))
+            made = per_row(parameters, fields, directions)
         except RuntimeError as error:
             if "functorch transforms" not in str(error):
                 raise
-            names = sorted({type(step).__name__ for step in steps})
+            names = sorted({type(step).__name__ for step in ends.transitions})
             raise TypeError(
                 f"natural_gradient: torch.func.vmap cannot map one of {', '.join(names)}, as it cannot the networks of "
                 "couplings; set training.natural_gradient.rows to 0."
             ) from error
-    rows = -torch.cat([one.flatten(1) for one in made.values()], 1)
-    return torch.where(torch.isfinite(rows).all(1, keepdim=True), rows, 0.0)
+    return torch.cat([one.flatten(1) for one in made.values()], 1)
 
 
 @contextmanager

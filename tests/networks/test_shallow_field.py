@@ -1,21 +1,24 @@
-"""A flat field of one hidden layer: closed forms against autograd."""
+"""Flat fields of one hidden layer: closed forms against autograd."""
 
 import pytest
 import torch
 
-from boltzflow.networks import PairField, ShallowField, VectorField
+from boltzflow.networks import GatedField, PairField, ShallowField, VectorField
 from boltzflow.run import make_rng
 
+KINDS = pytest.mark.parametrize("kind", [ShallowField, lambda d, hidden: GatedField(d, hidden, n_seen=3)])
 
-def field(d=4, hidden=7):
-    made, rng = ShallowField(d, hidden).double(), make_rng(1)
+
+def field(kind, d=4, hidden=7):
+    made, rng = kind(d, hidden).double(), make_rng(1)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, generator=rng)
     return made
 
 
-def test_closed_forms_are_those_of_autograd():
-    made, x = field(), torch.randn(5, 4, dtype=torch.float64, generator=make_rng(2))
+@KINDS
+def test_closed_forms_are_those_of_autograd(kind):
+    made, x = field(kind), torch.randn(5, 4, dtype=torch.float64, generator=make_rng(2))
     t = torch.rand(5, dtype=torch.float64, generator=make_rng(3))
     expected = VectorField.jacobian(made, x, t)
     torch.testing.assert_close(made.jacobian(x, t), expected)
@@ -26,9 +29,10 @@ def test_closed_forms_are_those_of_autograd():
     torch.testing.assert_close(made(x[:1], float(t[0])), made(x, t)[:1])
 
 
+@KINDS
 @pytest.mark.parametrize("default", [True, False])
-def test_products_with_the_jacobian(default):
-    made, x = field(), torch.randn(5, 4, dtype=torch.float64, generator=make_rng(2))
+def test_products_with_the_jacobian(kind, default):
+    made, x = field(kind), torch.randn(5, 4, dtype=torch.float64, generator=make_rng(2))
     tangent = torch.randn(5, 4, dtype=torch.float64, generator=make_rng(3))
     v, pushed = VectorField.jvp(made, x, tangent, 0.3) if default else made.jvp(x, tangent, 0.3)
     torch.testing.assert_close(v, made(x, 0.3))
@@ -46,5 +50,6 @@ def test_products_of_a_field_of_particles(default, where):
     torch.testing.assert_close(pushed.flatten(1), (made.jacobian(x) @ tangent.flatten(1)[..., None])[..., 0])
 
 
-def test_untrained_it_moves_nothing():
-    assert not ShallowField(3, 5)(torch.randn(2, 3, generator=make_rng(1)), 0.5).any()
+@KINDS
+def test_untrained_it_moves_nothing(kind):
+    assert not kind(3, 5)(torch.randn(2, 3, generator=make_rng(1)), 0.5).any()

@@ -15,6 +15,7 @@ from boltzflow.statistics.chains import statistical_inefficiency
 from boltzflow.statistics.groups import Groups
 from boltzflow.statistics.means import expectation
 from boltzflow.statistics.tempered import ladder_groups, tempered_weights
+from boltzflow.targets import LennardJonesCluster
 from boltzflow.targets.target import Target
 from boltzflow.transitions.hmc import HMC
 from boltzflow.transitions.metropolis import RandomWalkMetropolis
@@ -227,6 +228,15 @@ def test_relaxation_goes_downhill_and_refuses_an_impossible_start():
     torch.testing.assert_close(relaxed["x"][1, 0].item(), 1.752520, rtol=0, atol=1e-2)
     with pytest.raises(NonFiniteEnergyError, match="1 of 1 rows"):
         relax(target, target.state(torch.full((1, 2), torch.nan, dtype=torch.float64)), run)
+
+
+def test_relaxation_goes_on_while_particles_overlap():
+    target = LennardJonesCluster(55, pair_sum="ordered").double()
+    x = torch.randn(8, 55, 3, dtype=torch.float64, generator=make_rng(2))
+    start, run = target.state(x - x.mean(1, keepdim=True)), Run(make_rng(0))
+    assert target.reduced_energy(start).max() > 1e6
+    assert target.reduced_energy(relax(target, start, run)).max() < -300
+    assert 101 < run.ledger.n_force() / len(start) < 1000
 
 
 def test_r_hat_tells_stuck_chains_from_mixed_ones():

@@ -53,6 +53,15 @@ def test_scores_are_the_gradients_of_the_density_at_fixed_samples(make):
     assert scores.abs().max() > 0.1
 
 
+def test_scores_of_compiled_fields_are_the_same_row_by_row(monkeypatch):
+    monkeypatch.setattr(vector_field, "_compiled", lambda what: lambda field, x, t: getattr(field, what)(x, t))
+    generator = particles("neighbour")
+    mapped = parameter_scores(generator, 3, make_rng(5))
+    generator.transitions[0].field.is_compiled = True
+    rows = parameter_scores(generator, 3, make_rng(5))
+    torch.testing.assert_close(rows, mapped, rtol=1e-9, atol=1e-9)
+
+
 def test_scores_have_no_mean():
     """E_q[∂ log q] = 0, within its statistical error."""
     scores = parameter_scores(particles("pair"), 4000, make_rng(6))
