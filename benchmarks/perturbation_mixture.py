@@ -87,9 +87,10 @@ def trained(d: int, target: CorrelatedMixture, folder: Path) -> dict:
         torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps - WARMUP, 0.01 * settings.learning_rate),
     )
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, list(ramps), [WARMUP])
+    wells = CorrelatedMixture(target.means, target.rotations, target.variances)
     average, started, losses = ExponentialMovingAverage(flow, decay=0.998), time.process_time(), []
     for k in range(settings.steps):
-        loss, _ = objective(Step(make_rng(2, k), data=target.sample(settings.batch, make_rng(1, k)), index=k))
+        loss, _ = objective(Step(make_rng(2, k), data=wells.sample(settings.batch, make_rng(1, k)), index=k))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
