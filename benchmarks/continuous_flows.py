@@ -31,7 +31,13 @@ from boltzflow.systems import SystemFolder, load_system
 from boltzflow.transitions import EulerFlow, RungeKuttaFlow
 from boltzflow.workflow import path_log_weights
 
-SYSTEMS = {"dw4": None, "lj13": None, "alanine_dipeptide_ff99sbildn": "continuous", "trialanine": "continuous"}
+SYSTEMS = {
+    "dw4": None,
+    "lj13": None,
+    "lj55": None,
+    "alanine_dipeptide_ff99sbildn": "continuous",
+    "trialanine": "continuous",
+}
 RESAMPLES = 1000
 MISSED = 30.0  # log w above log Z, beyond which a frame counts as missed
 

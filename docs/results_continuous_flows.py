@@ -8,6 +8,7 @@ COMMAND = "python benchmarks/continuous_flows.py"
 NAMES = {
     "dw4": "DW4",
     "lj13": "LJ13",
+    "lj55": "LJ55",
     "alanine_dipeptide_ff99sbildn": "alanine dipeptide, Cartesian",
     "trialanine": "trialanine, Cartesian",
     "ace_aaa_nme": "Ace-AAA-Nme, Cartesian",
@@ -17,6 +18,7 @@ KLEIN = "[arXiv:2306.15030](https://arxiv.org/abs/2306.15030): reported, not con
 PUBLISHED = (
     ("dw4", "equivariant OT flow matching; OT; likelihood", "88.7; 92.4; 86.9", KLEIN),
     ("lj13", "equivariant OT flow matching; OT; likelihood", "57.6; 54.4; 39.8", KLEIN),
+    ("lj55", "equivariant OT flow matching; OT", "4.4; 3.7", KLEIN),
     ("alanine_dipeptide_ff99sbildn", "ECNF++; ECNF", "27.5; 11.9", "reported, not confirmed"),
     ("alanine_dipeptide_ff99sbildn", "FALCON-A; FALCON", "9.7; 6.7", "reported, not confirmed"),
     (
