@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--only", choices=SYSTEMS, help="this system alone, its shipped checkpoint or another")
     parser.add_argument("--checkpoint", help="for --only")
+    parser.add_argument("--frames", type=int, help="of the reference, evenly; all by default")
     parser.add_argument("--output")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -71,6 +72,8 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     checkpoint = load_checkpoint(path, system)
     generator = system.generator_from(checkpoint, dtype=torch.float64)
     reference = system.reference()
+    if options.frames is not None:
+        reference = reference.select(slice(None, None, -(-len(reference) // options.frames)))
     ensembles = [
         generator.sample(options.n, system.target, seed=options.seed + k, batch_size=500)
         for k in range(options.repeats)
@@ -83,6 +86,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     nll = log_weights + reference.reduced_energies
     return {
         **found,
+        "n": options.n,
         "repeats": options.repeats,
         "ess_fractions": ess,
         "ess_fraction_bootstrap": float(np.mean([bootstrap(ensemble.weights, rng) for ensemble in ensembles])),

@@ -57,7 +57,7 @@ class Settings:
 
 SETTINGS = {
     10: Settings(50, 3000, 5e-3, 200, 4, 0.9, 200, 20, 2, 16, 2000),
-    1000: Settings(2000, 16000, 1e-3, 32, 3, 0.9, 64, 2, 3, 4, 500),
+    1000: Settings(2000, 16000, 1e-3, 32, 3, 0.9, 128, 4, 3, 4, 500),
 }
 # authors' outputs, n = 1000: <u> at the end, and the fraction with x_1 < 0 where it is given
 PUBLISHED = {
