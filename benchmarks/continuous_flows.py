@@ -34,7 +34,6 @@ from boltzflow.workflow import path_log_weights
 SYSTEMS = {
     "dw4": None,
     "lj13": None,
-    "lj55": None,
     "alanine_dipeptide_ff99sbildn": "continuous",
     "trialanine": "continuous",
 }
