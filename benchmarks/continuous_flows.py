@@ -85,7 +85,6 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     nll = log_weights + reference.reduced_energies
     return {
         **found,
-        "n": options.n,
         "repeats": options.repeats,
         "ess_fractions": ess,
         "ess_fraction_bootstrap": float(np.mean([bootstrap(ensemble.weights, rng) for ensemble in ensembles])),

@@ -51,11 +51,10 @@ def continuous_flows() -> str:
     for key, one in ({} if found is None else found["results"]["systems"]).items():
         ess = one["ess_fractions"]
         mean, spread = sum(ess) / len(ess), one["ess_fraction_bootstrap"]
-        size = "" if one.get("n", 10_000) == 10_000 else f", n = {number(one['n'])}"
         rows.append(
             (
                 NAMES[key],
-                f"**{100 * mean:.1f} ± {100 * spread:.1f} %**{size}",
+                f"**{100 * mean:.1f} ± {100 * spread:.1f} %**",
                 f"{one['pareto_k']:.2f}",
                 f"{one['n_missed']} of {number(one['n_reference'])}",
                 pm(one["mean_reduced_energy"], one["mean_reduced_energy_error"], 3),
