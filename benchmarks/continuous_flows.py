@@ -31,12 +31,7 @@ from boltzflow.systems import SystemFolder, load_system
 from boltzflow.transitions import EulerFlow, RungeKuttaFlow
 from boltzflow.workflow import path_log_weights
 
-SYSTEMS = {
-    "dw4": None,
-    "lj13": None,
-    "alanine_dipeptide_ff99sbildn": "continuous",
-    "trialanine": "continuous",
-}
+SYSTEMS = {"dw4": None, "lj13": None, "alanine_dipeptide_ff99sbildn": "continuous", "trialanine": "continuous"}
 RESAMPLES = 1000
 MISSED = 30.0  # log w above log Z, beyond which a frame counts as missed
 
@@ -50,7 +45,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--only", choices=SYSTEMS, help="this system alone, its shipped checkpoint or another")
     parser.add_argument("--checkpoint", help="for --only")
-    parser.add_argument("--frames", type=int, help="of the reference, evenly; all by default")
     parser.add_argument("--output")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -71,8 +65,6 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     checkpoint = load_checkpoint(path, system)
     generator = system.generator_from(checkpoint, dtype=torch.float64)
     reference = system.reference()
-    if options.frames is not None:
-        reference = reference.select(slice(None, None, -(-len(reference) // options.frames)))
     ensembles = [
         generator.sample(options.n, system.target, seed=options.seed + k, batch_size=500)
         for k in range(options.repeats)
