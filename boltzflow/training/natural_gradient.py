@@ -86,14 +86,8 @@ def _row_by_row(ends: _Ends, fields: dict[str, Tensor], directions: dict[str, Te
     parameters, rows = [p for p in ends.parameters() if p.requires_grad], []
     for k in range(len(next(iter(fields.values())))):
         one = ends({name: x[k] for name, x in fields.items()}, {name: x[k] for name, x in directions.items()})
-        rows.append(
-            torch.cat(
-                [
-                    part.flatten()
-                    for part in torch.autograd.grad(one, parameters, allow_unused=True, materialize_grads=True)
-                ]
-            )
-        )
+        found = torch.autograd.grad(one, parameters, allow_unused=True, materialize_grads=True)
+        rows.append(torch.cat([part.flatten() for part in found]))
     return torch.stack(rows)
 
 
