@@ -2,14 +2,15 @@
 
 python benchmarks/perturbation_mixture.py [--dimensions 10 1000] [--runs runs/perturbation_mixture] [--output FILE]
 
-A field of one hidden layer of gated linear units is trained in float32 on fresh exact samples, paired independently
-with a normal base, along trigonometric interpolants: with a base as wide as the data the mean velocity then vanishes
-but for what tells the wells from each other, while straight paths contract and expand. 20 backward Euler steps along it
-are weighed by FP++, a direction for every step. Latent positions and noise are annealed together: levels of constant
-conditional effective size and step sizes from a pilot, then populations with systematic resampling and trajectories
-with gradients. The mean energy and the weight of the left well have exact answers. The oracle is the log-determinant of
-the very steps at a few points, from the closed-form Jacobian of the network, with which the weights of many directions
-are compared; the integral of its exact trace is what published baselines take for it.
+A field of one hidden layer of gated linear units is trained in float32 on fresh exact samples, of both wells alike,
+paired independently with a normal base, along trigonometric interpolants: with a base as wide as the data the mean
+velocity then vanishes but for what tells the wells from each other, while straight paths contract and expand. 20
+backward Euler steps along it are weighed by FP++, a direction for every step. Latent positions and noise are annealed
+together: levels of constant conditional effective size and step sizes from a pilot, then populations with systematic
+resampling and trajectories with gradients. The mean energy and the weight of the left well have exact answers. The
+oracle is the log-determinant of the very steps at a few points, from the closed-form Jacobian of the network, with
+which the weights of many directions are compared; the integral of its exact trace is what published baselines take for
+it.
 
 Everything is kept under --runs: the script can be stopped, started again, and started beside itself with --populations,
 which makes only those and writes no JSON.

@@ -15,8 +15,7 @@ class GatedField(VectorField):
 
     Units are linear in x where their gate is open, and gates see a few directions D x and the time. The exact
     velocities of a mixture of Gaussians are of that kind: linear maps, switched from well to well and rescaled in time.
-    In many dimensions that is learnt sooner than by units of a `ShallowField`, whose switching takes them out of a long
-    linear range. Jacobian and trace are closed as there. The last layer is zero before training.
+    Jacobian and trace are closed as those of `ShallowField`. The last layer is zero before training.
 
     Args:
         d: Coordinates.
