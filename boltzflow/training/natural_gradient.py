@@ -1,7 +1,7 @@
 """Natural gradient: steps of equal length in the metric of the density, by the Fisher matrix of recent samples."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from boltzflow.generators.path_density import PathDensity
 from boltzflow.io.natural_gradient_config import NaturalGradientConfig
 from boltzflow.run import Context, Run
 from boltzflow.state import State
+from boltzflow.training.processes import Processes
 
 __all__ = ["NaturalGradient", "parameter_scores"]
 
@@ -133,14 +134,16 @@ class NaturalGradient(torch.optim.Optimizer):
     Args:
         generator: What is trained, see `parameter_scores`.
         settings: Sizes, damping, momentum and the longest step.
+        world: The processes that train together, each of which draws a part of the samples.
 
     References:
         Amari, Neural Computation 10, 251 (1998); minimum-step reconfiguration: Chen, Heyl, Nature Physics 20, 1476
         (2024), https://arxiv.org/abs/2302.01941
     """
 
-    def __init__(self, generator: Generator, settings: NaturalGradientConfig) -> None:
+    def __init__(self, generator: Generator, settings: NaturalGradientConfig, world: Processes | None = None) -> None:
         self.generator, self.settings = generator, settings
+        self._world = Processes() if world is None else world
         self._parameters = [p for p in generator.parameters() if p.requires_grad]
         super().__init__(self._parameters, {"lr": 1.0})
         first = self._parameters[0]
@@ -159,11 +162,18 @@ class NaturalGradient(torch.optim.Optimizer):
         """Whether new samples are due at a step; always before the first that is taken."""
         return not self.state[self._parameters[0]]["n_rows"] or step % self.settings.every == 0
 
-    def draw(self, rng: torch.Generator, context: Context | None = None) -> None:
-        """Replace the oldest scores by those of new samples; the first time, all."""
-        own, size = self.state[self._parameters[0]], min(self.settings.batch_size, self.settings.rows)
+    def draw(self, rngs: Sequence[torch.Generator], context: Context | None = None) -> None:
+        """Replace the oldest scores by those of new samples; the first time, all.
+
+        Args:
+            rngs: Random streams of the shards of this process, each of which draws an equal part.
+            context: Passed on to Transitions.
+        """
+        own, n_shards = self.state[self._parameters[0]], len(rngs) * self._world.size
+        size = min(self.settings.batch_size, self.settings.rows) // n_shards * n_shards
         for _ in range(1 if own["n_rows"] else math.ceil(self.settings.rows / size)):
-            new = parameter_scores(self.generator, size, rng, context)
+            parts = [parameter_scores(self.generator, size // n_shards, rng, context) for rng in rngs]
+            new = self._world.gather(torch.cat(parts))
             places = (own["n_rows"] + torch.arange(size, device=new.device)) % self.settings.rows
             own["scores"][places] = new
             products = own["scores"] @ new.T

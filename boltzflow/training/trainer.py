@@ -143,7 +143,7 @@ class Trainer:
                     f"training.weight_decay: {config.weight_decay} is AdamW's, and the natural gradient has none; set "
                     "it to 0, or training.natural_gradient.rows to 0."
                 )
-            self.optimizer = NaturalGradient(objective.generator, config.natural_gradient)
+            self.optimizer = NaturalGradient(objective.generator, config.natural_gradient, self.world)
         else:
             self.optimizer = torch.optim.AdamW(
                 self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -154,18 +154,21 @@ class Trainer:
         self._own_objective = objective
 
     def _check_shards(self) -> None:
-        n = self.n_shards
+        n, natural = self.n_shards, self.config.natural_gradient
         if n % self.world.size:
             raise ValueError(
                 f"training.shards: {n} cannot be shared by {self.world.size} processes; start as many as divide it, or "
                 f"set it to a multiple of {self.world.size}."
             )
-        sizes = {"batch_size": self.data is not None, "reverse_batch_size": bool(self._n_samples)}
-        for name in (name for name, used in sizes.items() if used):
-            if getattr(self.config, name) % n:
+        sizes = {
+            "batch_size": self.config.batch_size if self.data is not None else 0,
+            "reverse_batch_size": self._n_samples,
+            "natural_gradient.batch_size": min(natural.batch_size, natural.rows),
+        }
+        for name, size in sizes.items():
+            if size % n:
                 raise ValueError(
-                    f"training.{name}: {getattr(self.config, name)} rows cannot be shared by {n} shards; set it to a "
-                    f"multiple of {n}."
+                    f"training.{name}: {size} rows cannot be shared by {n} shards; set it to a multiple of {n}."
                 )
         parts = (m for m in self._own_objective.modules() if isinstance(m, Objective))
         whole = [type(part).__name__ for part in parts if not part.can_be_sharded]
@@ -244,10 +247,20 @@ class Trainer:
         self.n_skipped_in_a_row = 0
         self.n_clipped += int(norm > bound)
         if isinstance(self.optimizer, NaturalGradient) and self.optimizer.needs_draw(self.step - 1):
-            self.optimizer.draw(make_rng(self.seed, self.step - 1, _SCORES, device=self._device), self.context)
+            self.optimizer.draw([self._score_rng(shard) for shard in self._own_shards()], self.context)
         self.optimizer.step()
         self.ema.update()
         return {"loss": loss, "gradient_norm": norm.detach(), **logged}
+
+    def _own_shards(self) -> range:
+        """Numbers of the shards of this process."""
+        n_own = self.n_shards // self.world.size
+        return range(self.world.rank * n_own, (self.world.rank + 1) * n_own)
+
+    def _score_rng(self, shard: int) -> torch.Generator:
+        """Random stream of the samples of a shard whose scores make the natural gradient in the step just counted."""
+        stream = (self.step - 1, _SCORES) if self.n_shards == 1 else (self.step - 1, _SCORES, shard)
+        return make_rng(self.seed, *stream, device=self._device)
 
     def _backward(self, shard: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one shard, its gradient in the parameters, and the numbers to log."""
@@ -286,8 +299,7 @@ class Trainer:
     def _backward_of_shards(self) -> tuple[Tensor, dict[str, Tensor]]:
         """As `_backward` for the mean over all shards of all processes; numbers called n_… are sums."""
         gradients, numbers, names = [], [], []
-        n_own = self.n_shards // self.world.size
-        for shard in range(self.world.rank * n_own, (self.world.rank + 1) * n_own):
+        for shard in self._own_shards():
             loss, logged = self._backward(shard)
             names = ["loss", *logged]
             values = [loss, *logged.values(), *(p.grad is not None for p in self.parameters)]

@@ -74,8 +74,8 @@ def test_the_solution_is_that_with_the_whole_matrix():
     generator = particles("neighbour")
     settings = NaturalGradientConfig(rows=30, batch_size=12, damping=0.2)
     natural = NaturalGradient(generator, settings)
-    natural.draw(make_rng(1))
-    natural.draw(make_rng(2))
+    natural.draw([make_rng(1)])
+    natural.draw([make_rng(2)])
     scores = natural.state[natural._parameters[0]]["scores"]
     fisher = scores.T @ scores / 30
     damped = fisher + 0.2 * fisher.trace() / len(fisher) * torch.eye(len(fisher), dtype=fisher.dtype)
@@ -158,7 +158,7 @@ def test_generators_without_a_density_are_refused():
     affine = Affine(torch.zeros(3), torch.ones(3), field="x", learnable=True)
     stochastic = Generator(Gaussian(3), [affine, RandomWalkMetropolis(0.1)])
     with pytest.raises(TypeError, match="Bijections"):
-        NaturalGradient(stochastic, NaturalGradientConfig(rows=4)).draw(make_rng(1))
+        NaturalGradient(stochastic, NaturalGradientConfig(rows=4)).draw([make_rng(1)])
 
 
 def test_couplings_are_refused_by_name():
@@ -175,7 +175,7 @@ def test_a_density_without_parameters_is_refused():
     fixed = [p.requires_grad_(requires_grad=False) for p in generator.parameters()]
     fixed[0].requires_grad_()
     natural = NaturalGradient(generator, NaturalGradientConfig(rows=4))
-    natural.draw(make_rng(1))
+    natural.draw([make_rng(1)])
     fixed[0].grad = torch.ones_like(fixed[0])
     with pytest.raises(ValueError, match="no step to take"):
         natural.step()

@@ -49,6 +49,17 @@ def test_two_processes_train_as_one_does(shards, job, tmp_path):
     assert not (folder / f"metrics-1-{shards}.jsonl").exists()
 
 
+def test_two_processes_share_the_scores_of_the_natural_gradient(job):
+    folder, found = job
+    alone = two_processes.trained(two_processes.natural())
+    for rank in (0, 1):
+        assert (folder / f"natural-{rank}.pt").exists(), found.stderr
+        other = torch.load(folder / f"natural-{rank}.pt", weights_only=True)
+        assert torch.equal(other["parameters"], alone["parameters"])
+    # to the target's mean, and not only alike
+    torch.testing.assert_close(alone["parameters"][:2], torch.tensor([0.5, -1.0]).double(), atol=0.3, rtol=0)
+
+
 def test_the_gradient_of_two_shards_is_that_of_the_whole_batch():
     run = two_processes.trainer(loss=MaximumLikelihood(two_processes.flow()), shards=2, clip_gradient=None)
     run.train_step()
@@ -105,6 +116,10 @@ def test_a_number_of_processes_that_would_change_the_result_is_refused():
         ({"shards": 3, "batch_size": 12}, "3 cannot be shared by 2 processes"),
         ({"shards": 2, "batch_size": 15}, "batch_size: 15 rows cannot be shared by 2 shards"),
         ({"shards": 2, "reverse_batch_size": 9}, "reverse_batch_size: 9 rows"),
+        (
+            {"shards": 2, "natural_gradient": {"rows": 8, "batch_size": 3}},
+            "natural_gradient.batch_size: 3 rows",
+        ),
     ],
 )
 def test_batches_that_do_not_divide_are_refused(settings, message):

@@ -11,7 +11,7 @@ from boltzflow.objectives import MaximumLikelihood, Mixture, Objective, ReverseK
 from boltzflow.run import make_rng
 from boltzflow.targets import Gaussian, harmonic_pair
 from boltzflow.training import Trainer, processes
-from boltzflow.transitions.affine import AffineCoupling
+from boltzflow.transitions.affine import Affine, AffineCoupling
 from boltzflow.transitions.mala import MALA
 from boltzflow.workflow import sample_to_file
 
@@ -58,6 +58,14 @@ def sample(path, *, n=45, **options):
     return sample_to_file(generator, second, path, n=n, seed=3, batch_size=10, extra={"system": "pair"}, **options)
 
 
+def natural(world=None):
+    """By natural gradient: a normal distribution with a mean and widths in training."""
+    generator = Generator(Gaussian(2), [Affine(torch.zeros(2), torch.ones(2), field="x", learnable=True)]).double()
+    settings = {"shards": 2, "reverse_batch_size": 64, "learning_rate": 0.5, "clip_gradient": None}
+    settings["natural_gradient"] = {"rows": 32, "batch_size": 8, "every": 2, "momentum": 0.5, "max_change": 1.0}
+    return trainer(world=world, loss=ReverseKL(generator, target()), **settings)
+
+
 class Lost(Objective):
     """Fails on the second process while the first one waits for it."""
 
@@ -72,6 +80,7 @@ def main(folder: Path) -> None:
     for shards in (2, 4):
         run = trainer(world=world, shards=shards, metrics=folder / f"metrics-{world.rank}-{shards}.jsonl")
         torch.save(trained(run), folder / f"trained-{world.rank}-{shards}.pt")
+    torch.save(trained(natural(world)), folder / f"natural-{world.rank}.pt")
     torch.save(trainer(world=world, seed=None).seed, folder / f"seed-{world.rank}.pt")
     sample(folder / "ensemble.h5")
     sample(folder / "topped.h5", n=20)
