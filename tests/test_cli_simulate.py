@@ -299,3 +299,4 @@ def test_chains_that_disagree_are_said_to(tmp_path):
     words = ["--chains", 4, "--stride", 1, "--burn-in", 1, "--seed", 1, "-o", tmp_path / "few.h5"]
     short = invoke("simulate", "lj13", "-n", 64, *words)
     assert "the chains disagree, do not use the frames; sample longer" in short.output
+    assert json.loads(invoke("simulate", "lj13", "-n", 64, *words, "--json").stdout)["chains_agree"] is False

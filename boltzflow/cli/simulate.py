@@ -151,6 +151,7 @@ def _report(ensemble: Ensemble, output: Path, *, as_json: bool) -> None:
         found = {"system": ensemble.target, "n": len(ensemble), "output": str(output), "seconds": spent.seconds}
         costs = {"n_energy": spent.n_energy, "n_force": spent.n_force, "ess": ensemble.ess()}
         costs |= {"n_relabelled": relabelled, "n_outside_sector": outside}
+        costs["chains_agree"] = None if math.isnan(r_hat) else r_hat <= UNMIXED_R_HAT
         series |= {k: v if math.isfinite(v) else None for k, v in series.items()}  # JSON has no NaN
         typer.echo(json.dumps({**found, **costs, **diagnostics}, indent=2))
         return

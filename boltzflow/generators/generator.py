@@ -45,6 +45,7 @@ class Trajectory:
         ledger: Evaluations of this batch.
         path_log_prob: log q(x_T), (batch,) float64, whose derivative is that through x_T at fixed parameters of q; None
             unless it was asked for.
+        path_point: The samples behind the last Bijection in training, of which x_T is a function; None likewise.
     """
 
     start: State
@@ -59,6 +60,7 @@ class Trajectory:
     n_failed: Int[Tensor, ""]
     ledger: Ledger = field(default_factory=Ledger)
     path_log_prob: Tensor | None = None
+    path_point: State | None = None
 
     @property
     def finite(self) -> Tensor:
@@ -193,6 +195,7 @@ class Generator(torch.nn.Module):
             n_failed,
             run.ledger,
             None if density is None else density.log_prob(),
+            None if density is None else density.point,
         )
 
     def _run(self, rng: torch.Generator, context: Context | None, target: Target) -> Run:

@@ -66,6 +66,11 @@ class PathDensity:
         """∂_x log q of the samples behind the last Bijection in training, by field."""
         return self._score
 
+    @property
+    def point(self) -> State:
+        """The samples behind the last Bijection in training, through which `log_prob` has its derivative."""
+        return self._last
+
     def log_prob(self) -> Float64[Tensor, " batch"]:
         """Log q of the samples, with the derivative through them alone; NaN in rows whose score is not finite."""
         value, linear = self._log_prob, 0.0

@@ -164,6 +164,9 @@ class AnnealingConfig(Section):
     control_variate: bool = Field(
         default=True, description="Weighted rows with a control variate; false = resampled rows."
     )
+    path_max_residual: float | None = Field(
+        None, gt=0, description="Path gradients: longest derivative of a row by x, in units of the median of the batch."
+    )
     chi_squared: float = Field(0.0, ge=0, description="Weight of χ²(p‖q) beside the KL divergence, for rare states.")
     max_kl: float = Field(0.3, gt=0, description="transport: KL divergence per stage, in nats.")
     max_entropy_loss: float | None = Field(
@@ -220,6 +223,9 @@ class ObjectiveConfig(Section):
     path_reverse_kl: float = Field(0.0, ge=0, description="The same as self_reverse_kl, by path gradients.")
     path_min_efficiency: float = Field(
         0.0, ge=0, lt=1, description="path_forward_kl: batches below it train an α-divergence with flatter weights."
+    )
+    path_max_residual: float | None = Field(
+        None, gt=0, description="Path gradients: longest derivative of a row by x, in units of the median of the batch."
     )
     chi_squared: float = Field(0.0, ge=0, description="Weight of log(1 + χ²(p‖q)) from the model's own samples.")
     log_variance: float = Field(0.0, ge=0, description="Weight of ½ Var(log w) on the model's own paths.")

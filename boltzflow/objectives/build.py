@@ -121,6 +121,7 @@ def _terms(generator: Generator, target: Target, config: ObjectiveConfig, batch_
             forward=config.path_forward_kl,
             reverse=config.path_reverse_kl,
             min_efficiency=config.path_min_efficiency,
+            max_residual=config.path_max_residual,
             energy_cut=config.energy_cut,
             energy_base=config.energy_base,
         )

@@ -1,5 +1,7 @@
 """Both KL divergences from the Generator's own samples by path gradients: forces, and no data."""
 
+from functools import partial
+
 import torch
 
 from boltzflow._typing import Float, Float64, Tensor
@@ -59,6 +61,10 @@ class PathKL(Objective):
     A mode that the model misses is invisible to both; KL(p‖q) holds on to those that it has. Weights are truncated at
     `max_weight`, which biases the gradient; the weight removed is logged. Energies are compressed as in `ReverseKL`.
 
+    Where a flow almost folds ∂ₓ log q has no bound, and a single row can be longer than all others together. With
+    `max_residual` the derivatives by x of every row count as at most so many times as long as their median in the
+    batch; how many rows are longer is logged.
+
     Args:
         generator: What is trained; bijective.
         target: Whose energy and force train it; kept out of the module tree.
@@ -66,6 +72,7 @@ class PathKL(Objective):
         reverse: Weight of KL(q‖p).
         max_weight: Largest w, in units of its mean.
         min_efficiency: Efficiency of a batch, below which its weights are raised to a power α < 1; 0 leaves them.
+        max_residual: Longest derivative of the loss of a row by x, in units of the median; None for any.
         energy_cut: Excess energy above `energy_base` (kT) from which on it is compressed in the loss.
         energy_base: Level from which `energy_cut` counts, kT.
 
@@ -89,6 +96,7 @@ class PathKL(Objective):
         reverse: float = 0.0,
         max_weight: float = 10.0,
         min_efficiency: float = 0.0,
+        max_residual: float | None = None,
         energy_cut: float = 1e3,
         energy_base: float = 0.0,
     ) -> None:
@@ -97,7 +105,7 @@ class PathKL(Objective):
             raise TypeError("PathKL: needs a Generator of Bijections, whose density is known.")
         self._target = (target,)
         self.forward_weight, self.reverse_weight = forward, reverse
-        self.max_weight, self.min_efficiency = max_weight, min_efficiency
+        self.max_weight, self.min_efficiency, self.max_residual = max_weight, min_efficiency, max_residual
         self.energy_cut, self.energy_base = energy_cut, energy_base
 
     def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -114,10 +122,23 @@ class PathKL(Objective):
         kept = w.clamp(max=self.max_weight)
         coefficient = self.forward_weight * kept + self.reverse_weight
         loss = masked_mean(coefficient * (u + log_q), keep & torch.isfinite(log_q.detach()))
+        n_long = torch.zeros((), dtype=torch.float64, device=log_w.device)
+        if self.max_residual is not None:
+            for point in trajectory.path_point.fields.values():
+                point.register_hook(partial(_shortened, longest=self.max_residual, count=n_long))
         return loss, {
             "ess_fraction": ess_fraction(log_w),
             "elbo": masked_mean(log_w, keep),
             "truncated_weight": (w - kept).sum() / keep.sum(),
             "power": power,
             "n_masked": (~keep).sum(),
+            "n_long_residuals": n_long,
         }
+
+
+def _shortened(gradient: Tensor, *, longest: float, count: Float64[Tensor, ""]) -> Tensor:
+    """Rows at most `longest` times as long as the median of those that are not 0; adds to `count` how many were."""
+    lengths = gradient.flatten(1).norm(dim=1)
+    bound = longest * torch.where(lengths > 0, lengths, torch.nan).nanmedian()
+    count.add_((lengths > bound).sum())
+    return gradient * (bound / lengths).clamp(max=1.0).view(-1, *[1] * (gradient.ndim - 1))

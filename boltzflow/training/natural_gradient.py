@@ -17,6 +17,9 @@ from boltzflow.training.processes import Processes
 
 __all__ = ["NaturalGradient", "parameter_scores"]
 
+_LONGEST = 10.0
+"""Lengths of scores beyond which they are shortened, in units of their median."""
+
 
 class _Ends(torch.nn.Module):
     """Log-ratio of a row, and its end along a given direction: what scores are derivatives of."""
@@ -131,6 +134,9 @@ class NaturalGradient(torch.optim.Optimizer):
     step is Newton's. F is never formed: of the last `rows` scores S, (F + λ)⁻¹ g takes a Cholesky factor of S Sᵀ and
     products with S; parameters × rows numbers are kept, and come into checkpoints of the training.
 
+    Where a flow almost folds, scores can be a thousand times as long as elsewhere, and a single one of a thousand would
+    be the whole of F. Scores longer than ten times the median count as that long; `shortened` says how many do.
+
     Args:
         generator: What is trained, see `parameter_scores`.
         settings: Sizes, damping, momentum and the longest step.
@@ -156,7 +162,12 @@ class NaturalGradient(torch.optim.Optimizer):
             "n_steps": 0,
             "n_rows": 0,
         }
-        self._factor: tuple[Tensor, float] | None = None
+        self._factor: tuple[Tensor, Tensor, float] | None = None
+
+    @property
+    def shortened(self) -> float:
+        """The fraction of the scores that are longer than they count."""
+        return float((self._factorised()[0] < 1).double().mean())
 
     def needs_draw(self, step: int) -> bool:
         """Whether new samples are due at a step; always before the first that is taken."""
@@ -191,7 +202,7 @@ class NaturalGradient(torch.optim.Optimizer):
         own["mean_gradient"].lerp_(gradient, 1.0 - settings.momentum)
         mean = own["mean_gradient"] / (1.0 - settings.momentum ** own["n_steps"])
         change = self.solve(mean)
-        size = (own["scores"] @ change).square().mean().sqrt()
+        size = (self._factorised()[0] * (own["scores"] @ change)).square().mean().sqrt()
         change = change * (self.param_groups[0]["lr"] * (settings.max_change / size).clamp(max=1.0))
         for p, part in zip(self._parameters, change.split([p.numel() for p in self._parameters]), strict=True):
             p.sub_(part.view_as(p))
@@ -199,28 +210,35 @@ class NaturalGradient(torch.optim.Optimizer):
     def solve(self, g: Float[Tensor, " parameters"]) -> Float[Tensor, " parameters"]:
         """(F + λ)⁻¹ g, refined once, for what rounding leaves in directions of much curvature."""
         scores, n = self.state[self._parameters[0]]["scores"], self.settings.rows
-        factor, damping = self._factor = self._factor or self._factorised()
+        counted, factor, damping = self._factorised()
 
         def once(y: Tensor) -> Tensor:
-            inner = torch.cholesky_solve((scores @ y).double()[:, None] / n, factor)[:, 0]
-            return (y - scores.T @ inner.to(y)) / damping
+            inner = torch.cholesky_solve((counted * (scores @ y)).double()[:, None] / n, factor)[:, 0]
+            return (y - scores.T @ (counted * inner.to(y))) / damping
 
         change = once(g)
-        return change + once(g - damping * change - scores.T @ (scores @ change) / n)
+        return change + once(g - damping * change - scores.T @ (counted.square() * (scores @ change)) / n)
 
-    def _factorised(self) -> tuple[Tensor, float]:
-        """Cholesky factor of S Sᵀ/rows + λ, and λ."""
+    def _factorised(self) -> tuple[Tensor, Tensor, float]:
+        """How much of every score counts, the Cholesky factor of S Sᵀ/rows + λ of what does, and λ."""
+        if self._factor is not None:
+            return self._factor
         own, n = self.state[self._parameters[0]], self.settings.rows
         products = own["products"].double() / n
-        # the trace is that of F, shared among as many eigenvalues as there are parameters
-        damping = self.settings.damping * float(products.trace()) / own["scores"].shape[1]
-        if damping == 0:
+        lengths = products.diagonal().sqrt()
+        used = lengths[lengths > 0]
+        if not len(used):
             raise ValueError(
                 "natural_gradient: the density does not depend on any parameter at its samples, so there is no step to "
                 "take; train by another objective first."
             )
+        counted = (_LONGEST * used.median() / lengths).clamp(max=1.0)
+        products = counted[:, None] * products * counted
+        # the trace is that of F, shared among as many eigenvalues as there are parameters
+        damping = self.settings.damping * float(products.trace()) / own["scores"].shape[1]
         products.diagonal().add_(damping)
-        return torch.linalg.cholesky(products), damping
+        self._factor = counted.to(own["scores"]), torch.linalg.cholesky(products), damping
+        return self._factor
 
     def load_state_dict(self, state_dict: dict) -> None:
         """As every optimizer; the factor is made anew."""

@@ -250,6 +250,8 @@ class Trainer:
             self.optimizer.draw([self._score_rng(shard) for shard in self._own_shards()], self.context)
         self.optimizer.step()
         self.ema.update()
+        if isinstance(self.optimizer, NaturalGradient):
+            logged["shortened_scores"] = torch.tensor(self.optimizer.shortened)
         return {"loss": loss, "gradient_norm": norm.detach(), **logged}
 
     def _own_shards(self) -> range:

@@ -6,6 +6,7 @@ import torch
 from boltzflow.io.config import ObjectiveConfig
 from boltzflow.objectives import PathKL, ReverseKL, SelfWeightedKL, Step, build_objective, flattening_power
 from boltzflow.run import make_rng
+from boltzflow.state import State
 from boltzflow.transitions.mala import MALA
 
 from .test_objectives import MEAN, STD, Gaussian, Generator, Half, affine, gradients, nonlinear, target
@@ -105,6 +106,28 @@ def test_the_gradient_is_finite_where_one_row_has_all_the_weight():
     # towards the target, as without, but from half of the rows
     assert (flat[:2] * (affine(shift=(60.0, -60.0)).transitions[0].shift.detach() - MEAN) > 0).all()
     assert torch.isfinite(torch.cat([plain, flat])).all()
+
+
+def test_a_row_of_a_long_derivative_counts_as_others_do():
+    """One of 64 starts far out, where the energy is steep."""
+    far = affine()
+    start = far.base.sample
+
+    def sample(n, rng, context=None):
+        x = start(n, rng, context)["x"]
+        x[0] = 1e4
+        return State({"x": x}, start(1, rng).spaces)
+
+    far.base.sample = sample
+    config = ObjectiveConfig(likelihood=0.0, path_reverse_kl=1.0, energy_cut=1e12)
+    _, wild, free = gradients(build_objective(far, target(), config))
+    bounded = config.model_copy(update={"path_max_residual": 10.0})
+    _, tame, logged = gradients(build_objective(far, target(), bounded))
+    _, plain, none = gradients(build_objective(affine(), target(), bounded))
+    assert (free["n_long_residuals"], logged["n_long_residuals"], none["n_long_residuals"]) == (0, 1, 0)
+    # of the shift, on which x depends alike everywhere
+    assert wild[:2].norm() > 100.0
+    torch.testing.assert_close(tame[:2], plain[:2], atol=0.5, rtol=0)
 
 
 def test_weights_are_truncated_and_what_is_removed_is_logged():
