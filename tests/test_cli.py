@@ -168,6 +168,11 @@ def test_analyze_json_has_the_stable_keys():
     assert (found["system"], found["n"], found["seed"], found["device"]) == ("alanine_dipeptide", 400, 3, "cpu")
     assert found["n_energy"] == 400
     assert found["eubo"] > found["elbo"]
+    few = invoke("analyze", "ensemble.h5", "--reference", "reference.h5", "--reference-rows", 20, "--json")
+    assert "compared with 20 of the " in few.stderr
+    few = json.loads(few.stdout)
+    assert few["elbo"] == found["elbo"]
+    assert few["eubo"] != found["eubo"]
     alone = json.loads(invoke("analyze", "ensemble.h5", "--no-reference", "--json").stdout)
     assert set(alone) >= ANALYZE_KEYS
     assert "eubo" not in alone

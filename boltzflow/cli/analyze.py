@@ -11,7 +11,7 @@ from boltzflow.analysis.reweight import reweight as reweight_ensemble
 from boltzflow.analysis.summary import summary
 from boltzflow.analysis.verdict import HEADLINES, verdict
 from boltzflow.cli.app import command
-from boltzflow.cli.common import output_file, paths_of, reference_of, system_of
+from boltzflow.cli.common import ReferenceRows, output_file, paths_of, reference_of, system_of
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import FormatError
 from boltzflow.estimate import Estimate
@@ -29,12 +29,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 def analyze(
     file: File,
     reference: Annotated[Path | None, typer.Option(help="Reference ensemble. [default: what ships]")] = None,
+    reference_rows: ReferenceRows = None,
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Look at the ensemble alone.")] = False,
     as_json: Json = False,
 ) -> None:
     """Diagnostics of an ensemble: effective samples, weight tail, log Z, costs; with a reference what it misses."""
     ensemble = Ensemble.load(file)
-    other, paths = (None, None) if no_reference else _paths_of_reference(ensemble, reference)
+    other, paths = (None, None) if no_reference else _paths_of_reference(ensemble, reference, reference_rows)
     found = summary(ensemble, other, path_log_weights=paths)
     system = system_of(ensemble)
     if system is not None and found["normalisation"] == "absolute" and system.target.log_z is not None:
@@ -66,12 +67,14 @@ def reweight(
     typer.echo(f"{output}: {ensemble.target} -> {found.target}, ESS {found.ess():.0f} ({found.ess_fraction():.1%})")
 
 
-def _paths_of_reference(ensemble: Ensemble, file: Path | None) -> tuple[Ensemble, Any] | tuple[None, None]:
+def _paths_of_reference(
+    ensemble: Ensemble, file: Path | None, rows: int | None
+) -> tuple[Ensemble, Any] | tuple[None, None]:
     """Reference samples and their paths through the generator that made the ensemble, where both can be found."""
     if ensemble.normalisation == "none":
         return None, None
     system = system_of(ensemble)
-    other = reference_of(ensemble, system, file)
+    other = reference_of(ensemble, system, file, rows)
     try:
         return (None, None) if other is None else (other, paths_of(ensemble, other, system))
     except FormatError as error:

@@ -4,9 +4,11 @@ import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import torch
+import typer
 
 from boltzflow.errors import FormatError, UnknownNameError
 from boltzflow.io.checkpoint import Checkpoint, load_checkpoint
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from boltzflow.ensemble import Ensemble
 
 __all__ = [
+    "ReferenceRows",
     "Trained",
     "as_device",
     "as_seed",
@@ -39,6 +42,10 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+ReferenceRows = Annotated[
+    int | None, typer.Option(min=1, help="Rows of the reference to compare with, each of them traced back. (all)")
+]
 
 FEW_ROWS = 50_000
 """Fewer than these are traced back before a kernel is compiled."""
@@ -197,17 +204,30 @@ def system_of(ensemble: "Ensemble") -> SystemFolder | None:
         return None
 
 
-def reference_of(ensemble: "Ensemble", system: SystemFolder | None, file: Path | None) -> "Ensemble | None":
-    """The reference ensemble of a file, else the one that comes with the system if it is of the same target."""
+def reference_of(
+    ensemble: "Ensemble", system: SystemFolder | None, file: Path | None, rows: int | None
+) -> "Ensemble | None":
+    """The reference ensemble of a file, else the one that comes with the system if it is of the same target.
+
+    Args:
+        ensemble: What is to be compared.
+        system: Of the ensemble.
+        file: The reference; None for what ships.
+        rows: Only so many of its rows, drawn at random without replacement, always the same ones; None for all.
+    """
     from boltzflow.ensemble import Ensemble
 
     if file is not None:
-        return Ensemble.load(file)
-    found = None if system is None else system.reference()
-    if found is None or found.target != ensemble.target:
-        logger.info("no reference ensemble ships for %s", ensemble.target)
-        return None
-    return found
+        found = Ensemble.load(file)
+    else:
+        found = None if system is None else system.reference()
+        if found is None or found.target != ensemble.target:
+            logger.info("no reference ensemble ships for %s", ensemble.target)
+            return None
+    if rows is None or rows >= len(found):
+        return found
+    logger.info("compared with %d of the %d rows of the reference", rows, len(found))
+    return found.select(np.sort(np.random.default_rng(0).choice(len(found), rows, replace=False)))
 
 
 def paths_of(ensemble: "Ensemble", reference: "Ensemble", system: SystemFolder | None) -> "Tensor":
@@ -224,6 +244,7 @@ def paths_of(ensemble: "Ensemble", reference: "Ensemble", system: SystemFolder |
             missing = "the checkpoint that made the ensemble is not there any more"
         raise FormatError(f"the reference cannot be traced back through the generator: {missing}.")
     generator = system.load_generator(checkpoint=path)
+    logger.info("tracing %d rows of the reference back through the generator", len(reference))
     if any(isinstance(step, BatchStep) for step in generator.transitions):
         raise FormatError("the reference cannot be traced back through the generator: it resamples its populations.")
     with uncompiled() if len(reference) < FEW_ROWS else nullcontext():

@@ -15,7 +15,7 @@ from boltzflow.analysis.report import report as write_report
 from boltzflow.analysis.states import parse_state
 from boltzflow.citation import cite
 from boltzflow.cli.app import command
-from boltzflow.cli.common import checkpoint_of, output_file, paths_of, reference_of, system_of
+from boltzflow.cli.common import ReferenceRows, checkpoint_of, output_file, paths_of, reference_of, system_of
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import FormatError
 from boltzflow.io.checkpoint import load_checkpoint
@@ -31,6 +31,7 @@ def report(
     file: Annotated[Path, typer.Argument(metavar="ENSEMBLE", help="HDF5 file of an ensemble.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML file.")] = Path("report.html"),
     reference: Annotated[Path | None, typer.Option(help="Reference ensemble. [default: what ships]")] = None,
+    reference_rows: ReferenceRows = None,
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Show the ensemble alone.")] = False,
     cv: Annotated[list[str] | None, typer.Option(help="phi, psi:2, torsion:4,6,8,14, rg, ...; give it again.")] = None,
     state: Annotated[list[str] | None, typer.Option(help="lo:hi of the first --cv, degrees for angles.")] = None,
@@ -49,7 +50,7 @@ def report(
         periodic = collective_variable(ensemble, cv[0]).periodic
         states = [parse_state(text, degrees=periodic) for text in state]
     system = system_of(ensemble)
-    other = None if no_reference else reference_of(ensemble, system, reference)
+    other = None if no_reference else reference_of(ensemble, system, reference, reference_rows)
     write_report(
         ensemble,
         output,
