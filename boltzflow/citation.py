@@ -28,6 +28,7 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "PyTorch": ("paszke2019",),
     # generators, paths and transitions
     "Generator": ("noe2019", "wu2020"),
+    "EnergyPath": ("neal2001",),
     "GeometricPath": ("neal2001",),
     "TemperedPath": ("neal2001",),
     "SquaredPath": ("midgley2023",),

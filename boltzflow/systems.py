@@ -175,6 +175,10 @@ class SystemFolder:
         generator.trained_by = checkpoint.methods
         return generator.eval()
 
+    def trained_for(self, checkpoint: Checkpoint) -> "System | AnalyticSystem":
+        """The system that a checkpoint was trained for, at its temperature, in the dtype of this one."""
+        return load_system(checkpoint.config.system, dtype=self.dtype)
+
     def find_checkpoint(self, recipe: str | None = None) -> Path:
         """The shipped checkpoint of a recipe.
 

@@ -220,7 +220,10 @@ def train(
 
 
 def _earlier_stage(path: str | Path, system: SystemFolder, config: RunConfig) -> Checkpoint:
-    earlier = load_checkpoint(path, system)
+    # a flow for another energy of the same coordinates is a start like any other
+    earlier = load_checkpoint(path, None if isinstance(system, AnalyticSystem) else system)
+    if earlier.fingerprint != system.fingerprint:
+        logger.info("%s was trained for %s", path, earlier.system)
     mine, theirs = config.generator.model_dump(), earlier.config.generator.model_dump()
     if (config.generator.family, earlier.config.generator.family) == ("continuous_flow", "internal_spline_flow"):
         # the one stands before the other

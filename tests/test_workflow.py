@@ -179,6 +179,31 @@ def test_what_a_model_cost_is_counted_over_all_stages_once(whole, data, alanine,
     assert len(third["data"]) == 2
 
 
+def test_a_flow_for_another_energy_of_the_same_coordinates_is_a_start(tmp_path, caplog):
+    (tmp_path / "dilute").mkdir()
+    text = (load_system("dw4").folder / "system.yaml").read_text().replace("name: dw4", "name: dilute")
+    (tmp_path / "dilute" / "system.yaml").write_text(text + "arguments: {a: 0.5}\n")
+    settings = {
+        "generator": {"family": "continuous_flow", "continuous": {"field": "pair", "n_steps": 2}},
+        "objective": {"likelihood": 0.0, "path_reverse_kl": 1.0},
+        "training": TRAINING,
+    }
+    train(parse_config({"system": str(tmp_path / "dilute"), **settings}), tmp_path / "first")
+    first = tmp_path / "first" / "checkpoint.pt"
+    with caplog.at_level("INFO"):
+        train(parse_config({"system": "dw4", **settings}), tmp_path / "second", initial=first)
+    assert "was trained for dilute" in caplog.text
+    assert load_checkpoint(tmp_path / "second" / "checkpoint.pt").cost["ledger"]["energy"] == {
+        "dilute": 4 * 7,
+        "dw4": 4 * 7,
+    }
+    # weights of another architecture are none
+    wider = {**settings["generator"]["continuous"], "n_basis": 7}
+    settings["generator"] = {"family": "continuous_flow", "continuous": wider}
+    with pytest.raises(CheckpointMismatchError, match="n_basis"):
+        train(parse_config({"system": "dw4", **settings}), tmp_path / "third", initial=first)
+
+
 def test_runs_that_do_not_fit_are_refused(whole, data, tmp_path, alanine):
     folder = whole[0]
     with pytest.raises(FileExistsError, match="--resume"):

@@ -141,7 +141,7 @@ def _maps(system: "System | AnalyticSystem", settings: AnnealedSamplerConfig, n_
 
 def _start(system: "System | AnalyticSystem", settings: AnnealedSamplerConfig) -> Start:
     """Where paths start, what makes the path from there, and what follows its end."""
-    checkpoint, latent = None, settings.coordinates == "latent"
+    checkpoint, latent, by_energy = None, settings.coordinates == "latent", settings.path == "energy"
     if settings.base is not None:
         checkpoint = checkpoint_file(settings.base)
     if latent and checkpoint is None:
@@ -149,8 +149,13 @@ def _start(system: "System | AnalyticSystem", settings: AnnealedSamplerConfig) -
             "generator.annealing.coordinates: latent coordinates are those of a trained flow; name its checkpoint or "
             "run folder in generator.annealing.base."
         )
+    if by_energy and checkpoint is None:
+        raise UnsupportedForceError(
+            "generator.annealing.path: energy is the path from what a flow was trained for; name its checkpoint or run "
+            "folder in generator.annealing.base, or leave it out."
+        )
     if latent:
-        return trained_base(system, checkpoint, sha256=settings.base_sha256, latent=True)
+        return trained_base(system, checkpoint, sha256=settings.base_sha256, latent=True, by_energy=by_energy)
     constraints = getattr(system.target, "constraints", None)
     if constraints is not None:
         raise UnsupportedForceError(
@@ -159,7 +164,7 @@ def _start(system: "System | AnalyticSystem", settings: AnnealedSamplerConfig) -
             "rigidWater=False)."
         )
     if checkpoint is not None:
-        return trained_base(system, checkpoint, sha256=settings.base_sha256)
+        return trained_base(system, checkpoint, sha256=settings.base_sha256, by_energy=by_energy)
     if settings.base is not None:
         return *hot_frames(system, settings.base, sha256=settings.base_sha256), []
     return _base(system, settings.base_scale), GeometricPath, []

@@ -206,6 +206,8 @@ class _Pilot:
         self.state: State = base.sample(n, rng, context)
         self.u, self.state = self.run.evaluate(base, self.state)
         self.log_w = torch.zeros(n, dtype=torch.float64, device=device)
+        # a path need not start at the base
+        self.advance(0.0)
 
     def carry(self, bijection: Bijection) -> None:
         """Move the population by a map; its log-ratio enters the weights."""

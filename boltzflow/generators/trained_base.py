@@ -12,7 +12,7 @@ from boltzflow.errors import CheckpointMismatchError, UnsupportedForceError
 from boltzflow.generators.generator import Generator
 from boltzflow.io.checkpoint import load_checkpoint
 from boltzflow.io.provenance import file_sha256, method_names
-from boltzflow.paths import GeometricPath, PullbackPath
+from boltzflow.paths import EnergyPath, GeometricPath, PullbackPath, PullbackTarget
 from boltzflow.paths import Path as AnnealingPath
 from boltzflow.run import Context, Run
 from boltzflow.state import Evaluation, State
@@ -76,16 +76,23 @@ class GeneratorBase(Base):
         )
 
 
-def anneal_from(generator: Generator, *, latent: bool = False, name: str = "generator") -> Start:
+def anneal_from(
+    generator: Generator, *, latent: bool = False, start: Target | None = None, name: str = "generator"
+) -> Start:
     """Base, path and last steps of an annealed sampler that starts from a trained Generator q and ends at the target p.
 
     Its levels are q^{1−λ} p^λ. Where the last steps of the Generator drop auxiliary variables, p is the joint density
     with these, and they are dropped after the last level. In latent coordinates the levels are the same densities,
     pulled back: kernels then move where q is the base, and every force costs a pass through the Generator and back.
 
+    With `start`, an energy that q was trained for, as at a higher temperature, the levels lie between it and that of
+    the target, and q is evaluated once, at its own samples: for targets that are easy to reach from there by moves, and
+    whose forces are cheaper than those of q.
+
     Args:
         generator: Bijective but for last steps that drop auxiliary variables.
         latent: Whether kernels move in the coordinates of its base, in place of those of its samples.
+        start: Target at λ = 0; None for q itself.
         name: Of the base, in provenance and errors.
 
     Returns:
@@ -115,10 +122,12 @@ def anneal_from(generator: Generator, *, latent: bool = False, name: str = "gene
         )
     for parameter in generator.parameters():
         parameter.requires_grad_(requires_grad=False)
-    if latent:
-        return generator.base, partial(PullbackPath, through=list(generator.transitions)), list(generator.transitions)
-    path = partial(PullbackPath, through=dropped) if dropped else GeometricPath
-    return GeneratorBase(joint, name=name), path, list(dropped)
+    last = list(generator.transitions) if latent else list(dropped)
+    base = generator.base if latent else GeneratorBase(joint, name=name)
+    between = GeometricPath
+    if start is not None:
+        between = partial(EnergyPath, start=PullbackTarget(start, last, base) if last else start)
+    return base, partial(PullbackPath, through=last, path=between) if last else between, last
 
 
 def checkpoint_file(base: str | Path) -> Path | None:
@@ -128,7 +137,12 @@ def checkpoint_file(base: str | Path) -> Path | None:
 
 
 def trained_base(
-    system: "System | AnalyticSystem", file: Path, *, sha256: str | None = None, latent: bool = False
+    system: "System | AnalyticSystem",
+    file: Path,
+    *,
+    sha256: str | None = None,
+    latent: bool = False,
+    by_energy: bool = False,
 ) -> Start:
     """`anneal_from` the trained Generator of a checkpoint.
 
@@ -137,22 +151,34 @@ def trained_base(
         file: The checkpoint.
         sha256: What the file must have; None = anything.
         latent: As in `anneal_from`.
+        by_energy: Whether levels start at the energy that the Generator was trained for, which may be another analytic
+            one of the same coordinates.
 
     Raises:
         FileNotFoundError: If there is no such file.
         CheckpointMismatchError: If the file has another digest, or is of another system.
         UnsupportedForceError: If the density of its Generator is not known.
     """
-    checkpoint = load_checkpoint(file, system)
+    is_molecule = system.temperature is not None
+    checkpoint = load_checkpoint(file, system if is_molecule or not by_energy else None)
     if sha256 not in (None, file_sha256(file)):
         raise CheckpointMismatchError(
             f"generator.annealing.base {file}: is not the checkpoint from which the pilot of this sampler started. Put "
             "that back, or run the pilot anew in another folder."
         )
-    generator = system.generator_from(checkpoint, dtype=system.dtype)
+    trained_for = system.trained_for(checkpoint) if by_energy else system
+    if trained_for.target.fields != system.target.fields:
+        raise CheckpointMismatchError(
+            f"generator.annealing.base {file}: was trained for {trained_for.name}, which has other coordinates than "
+            f"{system.name}."
+        )
+    generator = trained_for.generator_from(checkpoint, dtype=system.dtype)
     if not generator.joint()[0].is_bijective:
         raise UnsupportedForceError(
             f"generator.annealing.base {file}: is of the family {checkpoint.config.generator.family}, whose samples "
             "have no known density to anneal from; give the checkpoint of a flow without stochastic steps."
         )
-    return anneal_from(generator, latent=latent, name=f"{checkpoint.config.generator.family} of {checkpoint.system}")
+    start = trained_for.target if by_energy else None
+    return anneal_from(
+        generator, latent=latent, start=start, name=f"{checkpoint.config.generator.family} of {checkpoint.system}"
+    )

@@ -45,6 +45,11 @@ class AnnealedSamplerConfig(Section):
         "samples",
         description="Where the base is a trained flow: kernels move its samples, or the latent coordinates of these.",
     )
+    path: Literal["density", "energy"] = Field(
+        "density",
+        description="Where the base is a trained flow: levels from its density, or from the energy that it was trained "
+        "for, at another temperature or another one of the same coordinates.",
+    )
     kernel: Literal["metropolis", "mala", "hmc", "molecule", "swap"] = Field(
         "hmc",
         description="Moves at every level; molecule = short trajectories, torsion and rigid moves; swap = swap Monte "

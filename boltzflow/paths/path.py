@@ -10,7 +10,7 @@ from boltzflow.run import Run
 from boltzflow.state import State
 from boltzflow.targets.target import Target
 
-__all__ = ["GeometricPath", "MixtureLevel", "Path", "SquaredPath", "TemperedPath"]
+__all__ = ["EnergyPath", "GeometricPath", "MixtureLevel", "Path", "SquaredPath", "TemperedPath"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,31 @@ class GeometricPath(Path):
         """The energy at λ in [0, 1]."""
         level = _check(level)
         return _terms((1.0 - level, self.base), (level, self.target))
+
+
+class EnergyPath(GeometricPath):
+    """u_λ = (1−λ) u_start + λ u_target between two energies, from samples of something else that is like the start.
+
+    The density of the base, which may be dear to evaluate elsewhere than at its own samples, enters the weights once:
+    with the step from it to the start.
+
+    Args:
+        base: Where paths start; taken so that all paths are made in the same way.
+        target: Target at λ = 1.
+        start: Target at λ = 0.
+
+    Example:
+        >>> from functools import partial
+        >>> from boltzflow.generators import annealed_importance
+        >>> from boltzflow.targets import DoubleWell, Gaussian
+        >>> from boltzflow.transitions import HMC
+        >>> path = partial(EnergyPath, start=DoubleWell(b=-3.0))
+        >>> kernel = HMC(0.1, n_leapfrog=3)
+        >>> generator = annealed_importance(Gaussian(2, scale=2.0), kernel, [0.5, 1.0], path=path)
+    """
+
+    def __init__(self, base: Target, target: Target, *, start: Target) -> None:
+        super().__init__(start, target)
 
 
 class SquaredPath(Path):

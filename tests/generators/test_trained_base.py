@@ -17,7 +17,7 @@ from boltzflow.io import load_checkpoint, parse_config
 from boltzflow.pilot import pilot
 from boltzflow.run import Ledger, make_rng
 from boltzflow.systems import load_system
-from boltzflow.targets import Gaussian
+from boltzflow.targets import Gaussian, Target
 from boltzflow.testing import assert_crooks, assert_unbiased
 from boltzflow.transitions import HMC, MALA, AutoregressiveFlow, DropPlacement
 from boltzflow.workflow import train as train_in_folder
@@ -36,9 +36,21 @@ def _same_initial_weights():
 LEVELS = [0.25, 0.5, 0.75, 1.0]
 
 
+class Wide(Target):
+    """What a flow was trained for: the target at three times its temperature."""
+
+    def __init__(self, target):
+        super().__init__(target.fields, name="wide")
+        self._target = (target,)
+
+    def reduced_energy(self, state, context=None):
+        return self._target[0].reduced_energy(state, context) / 3
+
+
+@pytest.mark.parametrize("by_energy", [False, True])
 @pytest.mark.parametrize("latent", [False, True])
-def test_weights_of_annealed_paths_are_exact_in_both_directions(latent, pair):
-    base, path, last = anneal_from(flow(pair[0]), latent=latent)
+def test_weights_of_annealed_paths_are_exact_in_both_directions(latent, by_energy, pair):
+    base, path, last = anneal_from(flow(pair[0]), latent=latent, start=Wide(pair[1]) if by_energy else None)
     generator = annealed_importance(base, MALA(0.1), LEVELS, path=path, last=last).double()
     assert_unbiased(generator, pair[1], n=10_000, rng=make_rng(1))
     assert_crooks(generator, pair[1], n=3_000, rng=make_rng(2))
@@ -56,8 +68,9 @@ def test_populations_have_exact_weights_and_errors_of_lineages(latent, wells):
     assert few.provenance.extra["populations"][0]["rho_t"] > 1
 
 
+@pytest.mark.parametrize("by_energy", [False, True])
 @pytest.mark.parametrize("latent", [False, True])
-def test_a_molecule_keeps_its_place_and_its_log_z(latent):
+def test_a_molecule_keeps_its_place_and_its_log_z(latent, by_energy):
     target = molecule()
     blocks = [AutoregressiveFlow([0, 1, 2], 3, backwards=b, width=8, n_layers=1, head_width=8) for b in (False, True)]
     proposal = Generator(
@@ -65,13 +78,24 @@ def test_a_molecule_keeps_its_place_and_its_log_z(latent):
         [*(randomised(block.double(), scale=0.02) for block in blocks), DropPlacement(0.17 * 3**-0.5)],
     ).double()
     alone = proposal.sample(3000, target, seed=1)
-    base, path, last = anneal_from(proposal, latent=latent)
+    base, path, last = anneal_from(proposal, latent=latent, start=Wide(target) if by_energy else None)
     generator = smc(base, HMC(0.05, n_leapfrog=2), LEVELS, path=path, last=last).double()
     ensemble = generator.sample(1600, target, seed=1, batch_size=80)
     assert abs(ensemble.log_z().z_score(by_quadrature(target))) < 4
     assert ensemble.log_z().error < 0.15
     assert ensemble.ess_fraction() > 2 * alone.ess_fraction()
-    assert ensemble.provenance.ledger["energy"].keys() == {"springs"}
+    assert ensemble.provenance.ledger["energy"].keys() == {"springs", *(["wide"] if by_energy else [])}
+
+
+def test_the_density_of_the_flow_is_evaluated_at_its_own_samples_alone(wells):
+    """Elsewhere it takes an inverse and its derivative, which moves between energies do without."""
+    base, path, last = anneal_from(flow(wells[0]), start=Wide(wells[1]))
+    asked = []
+    base.reduced_energy = lambda state, context=None: asked.append(len(state))
+    generator = annealed_importance(base, HMC(0.1, n_leapfrog=2), LEVELS, path=path, last=last).double()
+    ensemble = generator.sample(2000, wells[1], seed=1)
+    assert not asked
+    assert abs(ensemble.log_z().z_score(wells[1].log_z)) < 4
 
 
 def test_samples_come_with_the_density_that_is_known_of_them(wells):
@@ -119,6 +143,40 @@ def config(here, **annealing):
     return parse_config(
         {"system": "snf_double_well", "generator": generator, "training": {"seed": 1, "dtype": "float64"}}
     )
+
+
+HOT = """
+name: hot
+description: Barrier lower than that of snf_double_well
+target: DoubleWell
+arguments: {b: -4.0}
+"""
+
+
+def test_a_run_file_anneals_from_the_energy_that_a_flow_was_trained_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hot").mkdir()
+    (tmp_path / "hot" / "system.yaml").write_text(HOT)
+    train_in_folder(parse_config(TRAINED | {"system": "./hot"}), tmp_path / "flow")
+    (tmp_path / "run.yaml").write_text(RUN.replace("coordinates: COORDINATES", "path: energy"))
+    found = CliRunner().invoke(app, ["sample", "run.yaml", "-o", "e.h5", "--seed", "3"])
+    assert found.exit_code == 0, found.output
+    assert abs(Ensemble.load("e.h5").log_z().z_score(load_system("snf_double_well").target.log_z)) < 4
+    # of its density there is no path, since it is not that of this system
+    (tmp_path / "density.yaml").write_text(RUN.replace("coordinates: COORDINATES", "path: density"))
+    found = CliRunner().invoke(app, ["sample", "density.yaml", "-o", "e.h5"])
+    assert "trained for system 'hot'" in found.output
+
+
+def test_a_path_of_energies_needs_a_flow_of_the_same_coordinates(tmp_path):
+    alone = parse_config({"system": "snf_double_well", "generator": {"family": "smc", "annealing": {"path": "energy"}}})
+    with pytest.raises(UnsupportedForceError, match="name its checkpoint"):
+        pilot(alone, tmp_path / "alone")
+    train_in_folder(parse_config(TRAINED | {"system": "many_well_32"}), tmp_path / "flow")
+    settings = {"base": str(tmp_path / "flow"), "path": "energy"}
+    other = {"system": "snf_double_well", "generator": {"family": "smc", "annealing": settings}}
+    with pytest.raises(CheckpointMismatchError, match="other coordinates"):
+        pilot(parse_config(other), tmp_path / "other")
 
 
 @pytest.mark.parametrize("coordinates", ["samples", "latent"])
