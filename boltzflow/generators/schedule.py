@@ -24,7 +24,10 @@ __all__ = ["Schedule", "as_levels", "conditional_ess", "find_schedule"]
 _log = logging.getLogger(__name__)
 
 SMALLEST_STEP = 1e-9
-"""Of λ: a schedule that needs smaller ones does not end."""
+"""In units of λ itself: a schedule that needs smaller ones does not end. From 0 the first may be as small as it must,
+as where particles of the base overlap."""
+
+_HALVINGS = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,14 +237,16 @@ class _Pilot:
         if end >= cess:
             return 1.0
         low, high = here, 1.0
-        for _ in range(60):
+        for _ in range(_HALVINGS):
             middle = 0.5 * (low + high)
             low, high = (middle, high) if fraction(middle) >= cess else (low, middle)
-        if high - here < SMALLEST_STEP:
+            if high - low < 1e-12 * (high - here):
+                break
+        if high - here < SMALLEST_STEP * high:
             raise AnnealingError(
                 f"find_schedule: from λ = {here:.3g} to {self.target.name} the next level is closer than "
-                f"{SMALLEST_STEP:g}: energies of the base's samples are too high. Use a base nearer to the target, or "
-                "lower cess."
+                f"{SMALLEST_STEP:g} of that: energies of the samples are too high. Use a base nearer to the "
+                "target, or lower cess."
             )
         return high
 

@@ -10,9 +10,10 @@ import torch
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import AnnealingError, NonFiniteEnergyError
 from boltzflow.generators import Schedule, annealed_importance, conditional_ess, find_schedule, smc, stochastic_block
+from boltzflow.generators.normal_base import normal_base
 from boltzflow.paths import TemperedPath
 from boltzflow.run import make_rng
-from boltzflow.targets import DoubleWell, FramesBase, Gaussian, Target, gmm9
+from boltzflow.targets import DoubleWell, FramesBase, Gaussian, LennardJonesCluster, Target, gmm9
 from boltzflow.testing import assert_crooks, assert_unbiased
 from boltzflow.transitions import HMC, MALA, OverdampedLangevin, RandomWalkMetropolis, SystematicResampling
 from boltzflow.transitions.transition import Bijection
@@ -274,3 +275,12 @@ def test_weights_with_a_heavy_tail_say_so(wells):
     narrow = Gaussian(2, scale=0.35).double()
     estimate = annealed_importance(narrow, MALA(1e-3), [0.5, 1.0]).sample(2000, wells[1], seed=3).log_z()
     assert any("k-hat" in w and "cannot be trusted" in w for w in estimate.warnings)
+
+
+def test_particles_that_overlap_in_the_base_take_as_small_first_steps_as_they_must():
+    """r⁻¹² of a gas without a repulsion is 10²⁰ kT, and more."""
+    target = LennardJonesCluster(20).double()
+    base, kernel = normal_base(target, scale=0.6).double(), HMC(0.02, n_leapfrog=3)
+    schedule = find_schedule(base, target, kernel, cess=0.6, n=100, n_rounds=2, seed=1)
+    assert schedule.levels[0] < 1e-9
+    assert len(schedule) < 300
