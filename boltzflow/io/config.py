@@ -169,9 +169,6 @@ class AnnealingConfig(Section):
     control_variate: bool = Field(
         default=True, description="Weighted rows with a control variate; false = resampled rows."
     )
-    path_max_residual: float | None = Field(
-        None, gt=0, description="Path gradients: longest derivative of a row by x, in units of the median of the batch."
-    )
     chi_squared: float = Field(0.0, ge=0, description="Weight of χ²(p‖q) beside the KL divergence, for rare states.")
     max_kl: float = Field(0.3, gt=0, description="transport: KL divergence per stage, in nats.")
     max_entropy_loss: float | None = Field(
