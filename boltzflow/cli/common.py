@@ -244,8 +244,8 @@ def paths_of(ensemble: "Ensemble", reference: "Ensemble", system: SystemFolder |
             missing = "the checkpoint that made the ensemble is not there any more"
         raise FormatError(f"the reference cannot be traced back through the generator: {missing}.")
     generator = system.load_generator(checkpoint=path)
-    logger.info("tracing %d rows of the reference back through the generator", len(reference))
     if any(isinstance(step, BatchStep) for step in generator.transitions):
         raise FormatError("the reference cannot be traced back through the generator: it resamples its populations.")
+    logger.info("tracing %d rows of the reference back through the generator", len(reference))
     with uncompiled() if len(reference) < FEW_ROWS else nullcontext():
         return path_log_weights(generator, reference, system.target)

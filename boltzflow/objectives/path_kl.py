@@ -125,7 +125,8 @@ class PathKL(Objective):
         n_long = torch.zeros((), dtype=torch.float64, device=log_w.device)
         if self.max_residual is not None:
             for point in trajectory.path_point.fields.values():
-                point.register_hook(partial(_shortened, longest=self.max_residual, count=n_long))
+                if point.requires_grad:
+                    point.register_hook(partial(_shortened, longest=self.max_residual, count=n_long))
         return loss, {
             "ess_fraction": ess_fraction(log_w),
             "elbo": masked_mean(log_w, keep),
@@ -139,6 +140,6 @@ class PathKL(Objective):
 def _shortened(gradient: Tensor, *, longest: float, count: Float64[Tensor, ""]) -> Tensor:
     """Rows at most `longest` times as long as the median of those that are not 0; adds to `count` how many were."""
     lengths = gradient.flatten(1).norm(dim=1)
-    bound = longest * torch.where(lengths > 0, lengths, torch.nan).nanmedian()
+    bound = longest * torch.where(lengths > 0, lengths, torch.nan).nanmedian().nan_to_num(torch.inf)
     count.add_((lengths > bound).sum())
     return gradient * (bound / lengths).clamp(max=1.0).view(-1, *[1] * (gradient.ndim - 1))
