@@ -115,7 +115,7 @@ def test_the_command_line_trains_samples_analyses_and_reports(tmp_path, monkeypa
     ):
         result = CliRunner().invoke(app, [str(word) for word in command])
         assert result.exit_code == 0, result.output[-2000:]
-    found = json.loads(CliRunner().invoke(app, ["analyze", "e.h5", "--json"]).output)
+    found = json.loads(CliRunner().invoke(app, ["analyze", "e.h5", "--json"]).stdout)
     assert found["system"] == "snf_double_well"
     assert found["normalisation"] == "absolute"
     assert 0 < found["forward_ess_fraction"] <= 1

@@ -80,7 +80,7 @@ def test_independent_paths_are_compared_with_the_exact_reference(here):
     assert trained.exit_code == 0
     assert "levels, found in" in trained.output
     assert run("sample", "runs/ais", "-n", 500, "-o", "a.h5", "--seed", 3).exit_code == 0
-    found = json.loads(run("analyze", "a.h5", "--json").output)
+    found = json.loads(run("analyze", "a.h5", "--json").stdout)
     assert abs(found["log_z_two_sided"] - 10.293480) < 4 * found["log_z_two_sided_error"]
     assert found["elbo"] < 10.293480 < found["eubo"]
     assert 0.1 < found["overlap"] < 0.5

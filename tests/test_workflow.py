@@ -190,7 +190,7 @@ def test_a_flow_for_another_energy_of_the_same_coordinates_is_a_start(tmp_path, 
     }
     train(parse_config({"system": str(tmp_path / "dilute"), **settings}), tmp_path / "first")
     first = tmp_path / "first" / "checkpoint.pt"
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="boltzflow"):
         train(parse_config({"system": "dw4", **settings}), tmp_path / "second", initial=first)
     assert "was trained for dilute" in caplog.text
     assert load_checkpoint(tmp_path / "second" / "checkpoint.pt").cost["ledger"]["energy"] == {
