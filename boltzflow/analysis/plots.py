@@ -316,7 +316,7 @@ def weight_tail(ensemble: Ensemble, *, ax: Axes | None = None) -> Axes:
         ax.axvline(tail.threshold, linewidth=0.8, linestyle=":", color=rcParams["text.color"])
     ax.set(xscale="log", yscale="log", xlabel="w/⟨w⟩", ylabel="fraction of samples above")
     ax.set_xlim(left=0.7 * w[w.size // 50], right=4 * w[-1])
-    ax.legend(loc="upper right")
+    ax.legend(loc="lower left")
     return ax
 
 
