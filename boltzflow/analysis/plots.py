@@ -269,7 +269,9 @@ def weight_distribution(ensemble: Ensemble, *, ax: Axes | None = None, bins: int
     ax.axvspan(tail[0], tail[-1], alpha=0.15, label="tail of the Pareto fit")
     ax.set(xlabel="log(w/⟨w⟩)", ylabel="density")
     ax.set_title(f"ESS {100 * ensemble.ess_fraction():.1f} %, k-hat {ensemble.pareto_k():.2f}")
-    ax.legend()
+    # room for the legend above the curves
+    ax.set_ylim(top=1.4 * ax.get_ylim()[1])
+    ax.legend(loc="upper left")
     return ax
 
 
