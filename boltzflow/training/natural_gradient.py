@@ -165,9 +165,9 @@ class NaturalGradient(torch.optim.Optimizer):
         self._factor: tuple[Tensor, Tensor, float] | None = None
 
     @property
-    def shortened(self) -> float:
+    def shortened(self) -> Float[Tensor, ""]:
         """The fraction of the scores that are longer than they count."""
-        return float((self._factorised()[0] < 1).double().mean())
+        return (self._factorised()[0] < 1).double().mean()
 
     def needs_draw(self, step: int) -> bool:
         """Whether new samples are due at a step; always before the first that is taken."""
@@ -181,7 +181,7 @@ class NaturalGradient(torch.optim.Optimizer):
             context: Passed on to Transitions.
         """
         own, n_shards = self.state[self._parameters[0]], len(rngs) * self._world.size
-        size = min(self.settings.batch_size, self.settings.rows) // n_shards * n_shards
+        size = min(self.settings.batch_size, self.settings.rows)
         for _ in range(1 if own["n_rows"] else math.ceil(self.settings.rows / size)):
             parts = [parameter_scores(self.generator, size // n_shards, rng, context) for rng in rngs]
             new = self._world.gather(torch.cat(parts))

@@ -251,7 +251,7 @@ class Trainer:
         self.optimizer.step()
         self.ema.update()
         if isinstance(self.optimizer, NaturalGradient):
-            logged["shortened_scores"] = torch.tensor(self.optimizer.shortened)
+            logged["shortened_scores"] = self.optimizer.shortened
         return {"loss": loss, "gradient_norm": norm.detach(), **logged}
 
     def _own_shards(self) -> range:

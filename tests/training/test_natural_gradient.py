@@ -89,7 +89,7 @@ def test_the_solution_is_that_with_the_whole_matrix(factor):
     fisher = scores.T @ scores / 30
     damped = fisher + 0.2 * fisher.trace() / len(fisher) * torch.eye(len(fisher), dtype=fisher.dtype)
     g = torch.randn(len(fisher), dtype=fisher.dtype, generator=make_rng(3))
-    torch.testing.assert_close(natural.solve(g), torch.linalg.solve(damped, g), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(natural.solve(g), torch.linalg.solve(damped, g), rtol=1e-9, atol=1e-9)
 
 
 def gaussian(**natural):
