@@ -1,20 +1,15 @@
 // Energies, forces and Metropolis trials of many configurations of one liquid, compiled on the user's machine by
 // glass_kernel.py.
 //
-// W configurations form a tile whose lanes are the vector lanes: arrays are [..., W], inner loops run over the lanes, and
-// the pairs are the same in all of them. The formulas are those of glass.py, which remains the reference. Without
+// The pairs are the same in all lanes. The formulas are those of glass.py, which remains the reference. Without
 // -ffinite-math-only, so that NaN stays in its own lane.
 
 #include <cmath>
-#include <cstdint>
-#include <limits>
 #include <vector>
 
-#define LANES _Pragma("omp simd") for (int w = 0; w < W; ++w)
+#include "tile.h"
 
 namespace {
-
-constexpr int W = 16;
 
 struct Model {
     int64_t n;
@@ -52,19 +47,6 @@ inline void add_energy(const Model &m, const double *x, const double *p, int64_t
     }
 }
 
-// Rows [first, first + W) of (batch, n, 2) as a tile [n, 2, W]; lanes beyond the batch repeat its last row.
-void load(const double *rows, int64_t n, int64_t first, int64_t batch, double *tile) {
-    for (int w = 0; w < W; ++w) {
-        const double *row = rows + 2 * n * (first + w < batch ? first + w : batch - 1);
-        for (int64_t k = 0; k < 2 * n; ++k) tile[W * k + w] = row[k];
-    }
-}
-
-void store(double *rows, int64_t n, int64_t first, int64_t batch, const double *tile) {
-    for (int w = 0; w < W && first + w < batch; ++w)
-        for (int64_t k = 0; k < 2 * n; ++k) rows[2 * n * (first + w) + k] = tile[W * k + w];
-}
-
 }  // namespace
 
 extern "C" {
@@ -75,7 +57,7 @@ void liquid_energies(const Model *model, const double *positions, double *energy
     const double inverse_length = 1 / m.length;
     std::vector<double> tile(2 * m.n * W), pull(2 * m.n * W);
     for (int64_t first = 0; first < batch; first += W) {
-        load(positions, m.n, first, batch, tile.data());
+        load(positions, 2 * m.n, first, batch, tile.data());
         double sum[W] = {};
         for (double &f : pull) f = 0;
         for (int64_t i = 0; i < m.n; ++i) {
@@ -97,7 +79,7 @@ void liquid_energies(const Model *model, const double *positions, double *energy
             }
         }
         for (int w = 0; w < W && first + w < batch; ++w) energy[first + w] = sum[w];
-        if (force) store(force, m.n, first, batch, pull.data());
+        if (force) store(force, 2 * m.n, first, batch, pull.data());
     }
 }
 
@@ -111,7 +93,7 @@ void liquid_trials(const Model *model, double *positions, const int32_t *slots, 
     const Model &m = *model;
     std::vector<double> tile(2 * m.n * W);
     for (int64_t first = 0; first < batch; first += W) {
-        load(positions, m.n, first, batch, tile.data());
+        load(positions, 2 * m.n, first, batch, tile.data());
         double counts[W] = {}, chances[W] = {}, b[W];
         for (int w = 0; w < W; ++w) b[w] = beta[first + w < batch ? first + w : batch - 1];
         for (int64_t t = 0; t < n_trials; ++t) {
@@ -141,7 +123,7 @@ void liquid_trials(const Model *model, double *positions, const int32_t *slots, 
                 xi[w] = place[w], xi[W + w] = place[W + w];
             }
         }
-        store(positions, m.n, first, batch, tile.data());
+        store(positions, 2 * m.n, first, batch, tile.data());
         for (int w = 0; w < W && first + w < batch; ++w) accepted[first + w] += counts[w], total[first + w] += chances[w];
     }
 }

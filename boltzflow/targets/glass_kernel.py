@@ -27,7 +27,8 @@ class _Model(ctypes.Structure):
 @functools.lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The compiled kernel, compiled if this machine has not done so yet; None without a C++ compiler."""
-    loaded = build([Path(__file__).with_name("glass.cpp")], "the kernel of liquids", "they run eagerly")
+    sources = [Path(__file__).with_name(name) for name in ("glass.cpp", "tile.h")]
+    loaded = build(sources, "the kernel of liquids", "they run eagerly")
     if loaded is not None:
         loaded.liquid_energies.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64]
         loaded.liquid_trials.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int64] * 3

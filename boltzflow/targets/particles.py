@@ -8,6 +8,7 @@ import torch
 from boltzflow._typing import Float, Float64, Tensor
 from boltzflow.run import Context
 from boltzflow.state import Space, State
+from boltzflow.targets.cluster_kernel import cluster_energies, library
 from boltzflow.targets.target import Target
 
 __all__ = ["DoubleWellCluster", "LennardJonesCluster", "PairTarget"]
@@ -177,6 +178,35 @@ class LennardJonesCluster(PairTarget):
         inverse = 1.0 / squared_distance
         s = (self.r_min**2 * inverse) ** 3
         return (1.0 - s) * s * inverse * (6 * self._depth)
+
+    def reduced_energy(self, state: State, context: Context | None = None) -> Float64[Tensor, " batch"]:
+        """Pair and harmonic energies, shape (batch,)."""
+        x = state["positions"]
+        if self._compiles(x) and not (torch.is_grad_enabled() and x.requires_grad):
+            return self._compiled(x, with_force=False)[0]
+        return super().reduced_energy(state, context)
+
+    def energy_and_force(
+        self, state: State, context: Context | None = None
+    ) -> tuple[Float64[Tensor, " batch"], dict[str, Tensor]]:
+        """Energy and force, compiled on the CPU where there is a C++ compiler."""
+        x = state["positions"]
+        if not self._compiles(x):
+            return super().energy_and_force(state, context)
+        u, force = self._compiled(x, with_force=True)
+        return u, {"positions": force}
+
+    def _compiles(self, x: Tensor) -> bool:
+        return (
+            x.dtype in (torch.float32, torch.float64)
+            and x.device.type == "cpu"
+            and x.shape[2] <= 3
+            and library() is not None
+        )
+
+    def _compiled(self, x: Tensor, *, with_force: bool) -> tuple[Tensor, Tensor | None]:
+        spring = self.stiffness / x.shape[1]
+        return cluster_energies(x, depth=self._depth, r_min=self.r_min, spring=spring, with_force=with_force)
 
     @property
     def _depth(self) -> float:
