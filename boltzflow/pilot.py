@@ -18,6 +18,7 @@ from boltzflow.io.atomic import atomic_path
 from boltzflow.io.checkpoint import load_checkpoint, save_checkpoint
 from boltzflow.io.config import RunConfig, differences, parse_config
 from boltzflow.io.provenance import file_sha256, method_names
+from boltzflow.io.system_folders import list_systems
 from boltzflow.objectives.fit_transport import fit_transport
 from boltzflow.run import Ledger, new_seed
 from boltzflow.systems import load_system
@@ -63,11 +64,12 @@ def pilot(config: RunConfig, folder: str | Path, *, resume: bool = False) -> Gen
         explained = fitted.explained
     ledger, methods, found = schedule.ledger, generator.trained_by, {"levels": schedule.levels}
     if config.generator.annealing.base is not None:
-        base = Path(config.generator.annealing.base).resolve()
+        base = config.generator.annealing.base
         trained = checkpoint_file(base)
-        base = base if trained is None else trained
-        found |= {"base": str(base), "base_sha256": file_sha256(base)}
-        cost, made_by = _cost_of_frames(base) if trained is None else _cost_of_training(base)
+        origin = Path(base) if trained is None else trained
+        # a name that ships stays a name, and the checkpoint of the pilot may ship as well
+        found |= {"base": base if base in list_systems() else str(origin.resolve()), "base_sha256": file_sha256(origin)}
+        cost, made_by = _cost_of_frames(origin) if trained is None else _cost_of_training(origin)
         ledger.merge(cost)
         methods = method_names(*methods, *made_by)
     seconds = time.perf_counter() - began

@@ -15,7 +15,13 @@ from pathlib import Path
 
 from results_common import MISSING, Row, load, number, pm, provenance, table
 from results_continuous_flows import COMMAND as CONTINUOUS_COMMAND
-from results_continuous_flows import continuous_flows, continuous_flows_distances, continuous_flows_published
+from results_continuous_flows import (
+    COOLED_COMMAND,
+    continuous_flows,
+    continuous_flows_distances,
+    continuous_flows_published,
+    cooled_flow,
+)
 from results_coupling import coupling, flow_matching
 from results_depth import depth
 from results_divergence import divergence
@@ -529,6 +535,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "continuous flows": continuous_flows,
     "continuous flows distances": continuous_flows_distances,
     "continuous flows published": continuous_flows_published,
+    "cooled flow": cooled_flow,
+    "from cooled flow": lambda: provenance("cooled_flow", COOLED_COMMAND),
     "from continuous flows": lambda: provenance("continuous_flows", CONTINUOUS_COMMAND),
     "hexapeptide": hexapeptide,
     "hexapeptide curve": hexapeptide_curve,

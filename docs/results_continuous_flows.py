@@ -2,9 +2,17 @@
 
 from results_common import MISSING, Row, load, number, pm, table
 
-__all__ = ["COMMAND", "continuous_flows", "continuous_flows_distances", "continuous_flows_published"]
+__all__ = [
+    "COMMAND",
+    "COOLED_COMMAND",
+    "continuous_flows",
+    "continuous_flows_distances",
+    "continuous_flows_published",
+    "cooled_flow",
+]
 
 COMMAND = "python benchmarks/continuous_flows.py"
+COOLED_COMMAND = "python benchmarks/cooled_flow.py --flow flow.h5 --cooled cooled.h5 --normal normal.h5 --smc smc.h5"
 NAMES = {
     "dw4": "DW4",
     "lj13": "LJ13",
@@ -85,3 +93,42 @@ def continuous_flows_published() -> str:
     """Reported effective sample sizes of the same systems."""
     rows = [(NAMES[key], method, ess, source) for key, method, ess, source in PUBLISHED]
     return table(("system", "method", "ESS, %", "source"), rows)
+
+
+def cooled_flow() -> str:
+    """LJ55 with a flow and without."""
+    found = load("cooled_flow")
+    head = (
+        "sampler",
+        "n",
+        "ESS, nothing filtered",
+        "k-hat",
+        "log Z",
+        "⟨u⟩",
+        "forces a sample",
+        "seconds a sample",
+        "independent samples a minute",
+    )
+    names = {
+        "flow": "flow for `lj55_shallow`, whose log Z and ⟨u⟩ these are",
+        "cooled": "the same, cooled to `lj55`",
+        "normal": "as many moves from a normal distribution",
+        "smc": "sequential Monte Carlo, 20 populations",
+    }
+    rows: list[Row] = []
+    for key, name in names.items() if found is not None else ():
+        one = found["results"][key]
+        rows.append(
+            (
+                name,
+                number(one["n"]),
+                f"**{100 * one['ess_fraction']:.1f} ± {100 * one['ess_fraction_bootstrap']:.1f} %**",
+                f"{one['pareto_k']:.2f}",
+                pm(one["log_z"], one["log_z_error"], 2),
+                pm(one["mean_reduced_energy"], one["mean_reduced_energy_error"], 1),
+                number(one["forces_per_sample"]),
+                f"{one['seconds_per_sample']:.2f}",
+                number(one["independent_per_minute"]),
+            )
+        )
+    return table(head, rows or [(MISSING, *[""] * (len(head) - 1))])

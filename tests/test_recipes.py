@@ -18,7 +18,7 @@ from boltzflow.transitions.compiled import uncompiled
 # of several systems with the same recipes one is run to the report, the others to the analysis
 SAME = {
     *("ace_aaa_nme", "ace_aaaaa_nme", "alanine_dipeptide_ff14sb", "alanine_dipeptide_ff99sbildn", "chignolin", "lj13"),
-    *("lj55", "hexaalanine", "image_chart", "image_face", "tip4pew_box", "trp_cage"),
+    *("lj55", "lj55_shallow", "hexaalanine", "image_chart", "image_face", "tip4pew_box", "trp_cage"),
 }
 RECIPES = [(name, recipe) for name in list_systems() for recipe in load_system(name).recipes]
 SMALL = {
@@ -57,7 +57,7 @@ def small(config):
         found |= {"generator.continuous.n_moves": 2, "generator.continuous.n_steps": 2}
     if config.generator.is_piloted:
         found |= {f"generator.annealing.{key}": value for key, value in PILOT.items()}
-        if config.generator.annealing.base is not None:
+        if config.generator.annealing.base not in (None, *list_systems()):
             found["generator.annealing.base"] = simulated(f"{config.system}@1")
         if config.generator.annealing.maps != "none":
             found |= {"generator.annealing.map_rows": 200, "generator.annealing.map_basis": 3}

@@ -36,6 +36,7 @@ ANALYTIC = {
     "ka2_2d_43": (86, None),
     "lj13": (36, None),
     "lj55": (162, None),
+    "lj55_shallow": (162, None),
     "many_well_32": (32, 164.695675),
     "snf_double_well": (2, 10.293480),
 }

@@ -12,6 +12,7 @@ from boltzflow.errors import CheckpointMismatchError, UnsupportedForceError
 from boltzflow.generators.generator import Generator
 from boltzflow.io.checkpoint import load_checkpoint
 from boltzflow.io.provenance import file_sha256, method_names
+from boltzflow.io.system_folders import list_systems, shipped_folder
 from boltzflow.paths import EnergyPath, GeometricPath, PullbackPath, PullbackTarget
 from boltzflow.paths import Path as AnnealingPath
 from boltzflow.run import Context, Run
@@ -131,7 +132,12 @@ def anneal_from(
 
 
 def checkpoint_file(base: str | Path) -> Path | None:
-    """The checkpoint that a name means: a file that ends in .pt, or that of a run folder; None for anything else."""
+    """The checkpoint that a name means: a system whose flow ships, a file that ends in .pt, or a run folder.
+
+    None for anything else. Systems come first, so that their names mean the same from every folder.
+    """
+    if str(base) in list_systems():
+        return shipped_folder("data") / str(base) / "checkpoint.pt"
     base = Path(base)
     return base / "checkpoint.pt" if base.is_dir() else base if base.suffix == ".pt" else None
 

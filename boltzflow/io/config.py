@@ -12,6 +12,7 @@ from boltzflow.io.autoregressive_config import AutoregressiveConfig
 from boltzflow.io.continuous_config import ContinuousConfig, FlowMapConfig, FlowMatchingConfig
 from boltzflow.io.natural_gradient_config import NaturalGradientConfig
 from boltzflow.io.section import Section
+from boltzflow.io.system_folders import list_systems
 
 __all__ = [
     "AnalysisConfig",
@@ -36,8 +37,8 @@ class AnnealedSamplerConfig(Section):
     base: str | None = Field(
         None,
         description="Ensemble file of the system at a higher temperature, from whose frames the temperature falls; or "
-        "run folder or checkpoint of a trained flow, from whose density paths start; None = a normal distribution, for "
-        "analytic targets.",
+        "run folder or checkpoint of a trained flow, or the name of a system for which one ships, from whose density "
+        "paths start; None = a normal distribution, for analytic targets.",
     )
     base_sha256: str | None = Field(None, description="Of the file `base`; the pilot writes it here.")
     base_scale: float = Field(1.0, gt=0, description="Standard deviation of a normal base.")
@@ -437,7 +438,8 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
         node: Any = values
         for section in sections:
             node = node.get(section) if isinstance(node, dict) else None
-        if isinstance(node, dict) and isinstance(node.get(key), str):
+        # names of systems that ship are no paths, see `checkpoint_file`
+        if isinstance(node, dict) and isinstance(node.get(key), str) and node[key] not in list_systems():
             node[key] = _resolved(node[key], folder)
 
 

@@ -13,7 +13,8 @@ from boltzflow.cli.app import app
 from boltzflow.ensemble import Ensemble
 from boltzflow.errors import CheckpointMismatchError, UnsupportedForceError
 from boltzflow.generators import Generator, GeneratorBase, anneal_from, annealed_importance, build_generator, smc
-from boltzflow.io import load_checkpoint, parse_config
+from boltzflow.io import load_checkpoint, load_config, parse_config
+from boltzflow.io.provenance import file_sha256
 from boltzflow.pilot import pilot
 from boltzflow.run import Ledger, make_rng
 from boltzflow.systems import load_system
@@ -166,6 +167,21 @@ def test_a_run_file_anneals_from_the_energy_that_a_flow_was_trained_for(tmp_path
     (tmp_path / "density.yaml").write_text(RUN.replace("coordinates: COORDINATES", "path: density"))
     found = CliRunner().invoke(app, ["sample", "density.yaml", "-o", "e.h5"])
     assert "trained for system 'hot'" in found.output
+
+
+def test_the_flow_that_ships_for_a_system_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dw4").mkdir()
+    (tmp_path / "run.yaml").write_text(RUN.replace("snf_double_well", "dw4").replace("base: flow", "base: dw4"))
+    settings = load_config(tmp_path / "run.yaml", overrides=["generator.annealing.coordinates=samples"])
+    generator = pilot(settings, tmp_path / "run")
+    frozen = load_checkpoint(tmp_path / "run" / "checkpoint.pt").config.generator.annealing
+    shipped = load_system("dw4").find_checkpoint()
+    assert (frozen.base, frozen.base_sha256) == ("dw4", file_sha256(shipped))
+    assert generator.sample(200, load_system("dw4").target, seed=1).ess_fraction() > 0.8
+    lacking = parse_config(settings.model_dump() | {"system": "lj13"})
+    with pytest.raises(CheckpointMismatchError, match="dw4"):
+        build_generator(load_system("lj13"), lacking.generator)
 
 
 def test_a_path_of_energies_needs_a_flow_of_the_same_coordinates(tmp_path):
