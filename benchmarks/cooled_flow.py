@@ -1,14 +1,15 @@
 """LJ55 by a flow for shallower wells, cooled by moves, beside the same moves from a normal distribution.
 
     boltzflow sample lj55_shallow -n 2000 --seed 2026 -o flow.h5
-    boltzflow sample lj55 -n 10000 --seed 2026 -o cooled.h5
+    boltzflow sample lj55 -n 5000 --seed 2026 -o cooled_1.h5
+    boltzflow sample lj55 -n 5000 --seed 2027 -o cooled_2.h5
     boltzflow sample lj55 --recipe annealed_importance -n 1000 --seed 2026 -o normal.h5
     boltzflow sample lj55 --recipe smc -n 2000 --seed 2026 -o smc.h5
-    python benchmarks/cooled_flow.py --flow flow.h5 --cooled cooled.h5 --normal normal.h5 --smc smc.h5
+    python benchmarks/cooled_flow.py --flow flow.h5 --cooled cooled_1.h5 cooled_2.h5 --normal normal.h5 --smc smc.h5
 
 Several files of one kind, of other seeds, are merged. Nothing is filtered. Seconds are those in the files, without
-trainings and pilots. What all kinds share is how many independent samples would have given the error of the mean
-energy, Var(u)/error², and how many of these a minute makes.
+trainings and pilots, and forces those of both energies. What all kinds share is how many independent samples would
+have given the error of the mean energy, Var(u)/error², and how many of these a minute makes.
 """
 
 import argparse

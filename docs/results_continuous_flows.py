@@ -12,7 +12,9 @@ __all__ = [
 ]
 
 COMMAND = "python benchmarks/continuous_flows.py"
-COOLED_COMMAND = "python benchmarks/cooled_flow.py --flow flow.h5 --cooled cooled.h5 --normal normal.h5 --smc smc.h5"
+COOLED_COMMAND = (
+    "python benchmarks/cooled_flow.py --flow flow.h5 --cooled cooled_1.h5 cooled_2.h5 --normal normal.h5 --smc smc.h5"
+)
 NAMES = {
     "dw4": "DW4",
     "lj13": "LJ13",
