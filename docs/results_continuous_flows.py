@@ -120,11 +120,12 @@ def cooled_flow() -> str:
     rows: list[Row] = []
     for key, name in names.items() if found is not None else ():
         one = found["results"][key]
+        ess = f"**{100 * one['ess_fraction']:.1f} ± {100 * one['ess_fraction_bootstrap']:.1f} %**"
         rows.append(
             (
                 name,
                 number(one["n"]),
-                f"**{100 * one['ess_fraction']:.1f} ± {100 * one['ess_fraction_bootstrap']:.1f} %**",
+                ess if key != "smc" else "resampled",
                 f"{one['pareto_k']:.2f}",
                 pm(one["log_z"], one["log_z_error"], 2),
                 pm(one["mean_reduced_energy"], one["mean_reduced_energy_error"], 1),

@@ -3,14 +3,10 @@ import torch
 
 from boltzflow.run import make_rng
 from boltzflow.state import State
-from boltzflow.targets import LennardJonesCluster, PairTarget
+from boltzflow.targets import DoubleWellCluster, LennardJonesCluster, PairTarget
 from boltzflow.targets.cluster_kernel import library
 
-
-@pytest.fixture(autouse=True)
-def _compiler():
-    if library() is None:
-        pytest.skip("no C++ compiler")
+compiled = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
 
 def cluster(n_dimensions=3, **settings):
@@ -24,6 +20,7 @@ def rows(target, batch=37, dtype=torch.float64):
     return target.state(line + 0.2 * torch.randn(batch, n, dim, dtype=dtype, generator=make_rng(1)))
 
 
+@compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n_dimensions", [1, 2, 3])
 @pytest.mark.parametrize("pair_sum", ["ordered", "unordered"])
@@ -38,6 +35,7 @@ def test_compiled_and_eager_clusters_agree(n_dimensions, pair_sum, dtype):
     torch.testing.assert_close(target.reduced_energy(state), u, rtol=0, atol=0)
 
 
+@compiled
 def test_rows_do_not_depend_on_the_batch_nor_on_threads():
     target, n_threads = cluster(), torch.get_num_threads()
     state = rows(target, batch=200)
@@ -66,6 +64,7 @@ def test_coinciding_particles_and_nan_stay_in_their_rows():
     assert torch.equal(force["positions"][fine], forces["positions"][fine])
 
 
+@compiled
 def test_autograd_and_other_dimensions_run_eagerly():
     target, flat = cluster(), cluster(4)
     state = rows(target)
@@ -74,3 +73,18 @@ def test_autograd_and_other_dimensions_run_eagerly():
     torch.testing.assert_close(-slope, target.energy_and_force(state)[1]["positions"], rtol=1e-10, atol=1e-10)
     state = rows(flat)
     assert torch.equal(flat.energy_and_force(state)[0], PairTarget.reduced_energy(flat, state))
+
+
+@pytest.mark.parametrize("target", [cluster(), cluster(pair_sum="ordered"), DoubleWellCluster(c=0.3)])
+def test_slopes_written_out_are_those_of_autograd(target):
+    squared = torch.linspace(0.7, 30.0, 200, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(
+        target.pair_slope(squared), PairTarget.pair_slope(target, squared), rtol=1e-10, atol=1e-12
+    )
+
+
+def test_no_rows_have_no_forces():
+    target = DoubleWellCluster()
+    u, force = target.energy_and_force(rows(target, batch=0))
+    assert u.shape == (0,)
+    assert force["positions"].shape == (0, 4, 2)
