@@ -6,7 +6,11 @@ from boltzflow.state import State
 from boltzflow.targets import DoubleWellCluster, LennardJonesCluster, PairTarget
 from boltzflow.targets.cluster_kernel import library
 
-compiled = pytest.mark.skipif(library() is None, reason="no C++ compiler")
+
+@pytest.fixture
+def _compiler():
+    if library() is None:
+        pytest.skip("no C++ compiler")
 
 
 def cluster(n_dimensions=3, **settings):
@@ -20,7 +24,7 @@ def rows(target, batch=37, dtype=torch.float64):
     return target.state(line + 0.2 * torch.randn(batch, n, dim, dtype=dtype, generator=make_rng(1)))
 
 
-@compiled
+@pytest.mark.usefixtures("_compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n_dimensions", [1, 2, 3])
 @pytest.mark.parametrize("pair_sum", ["ordered", "unordered"])
@@ -35,7 +39,7 @@ def test_compiled_and_eager_clusters_agree(n_dimensions, pair_sum, dtype):
     torch.testing.assert_close(target.reduced_energy(state), u, rtol=0, atol=0)
 
 
-@compiled
+@pytest.mark.usefixtures("_compiler")
 def test_rows_do_not_depend_on_the_batch_nor_on_threads():
     target, n_threads = cluster(), torch.get_num_threads()
     state = rows(target, batch=200)
@@ -64,7 +68,7 @@ def test_coinciding_particles_and_nan_stay_in_their_rows():
     assert torch.equal(force["positions"][fine], forces["positions"][fine])
 
 
-@compiled
+@pytest.mark.usefixtures("_compiler")
 def test_autograd_and_other_dimensions_run_eagerly():
     target, flat = cluster(), cluster(4)
     state = rows(target)
